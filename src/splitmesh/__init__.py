@@ -1,0 +1,1 @@
+"""splitmesh: one vision model, run across factory edges and a cloud."""

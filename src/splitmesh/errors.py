@@ -1,0 +1,91 @@
+"""The one catalogue of things that can go wrong, for every layer and every service.
+
+Each failure is a :class:`MeshError` with a :class:`Reason`. This module is pure: it knows no gRPC. The
+mapping of reasons to gRPC status codes, and back again on the client, is ``splitmesh.kernel.errors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Machine-readable cause of an error; travels as ``google.rpc.ErrorInfo.reason``."""
+
+    # what a caller sent
+    FIELD_INVALID = "FIELD_INVALID"
+    IMAGE_UNDECODABLE = "IMAGE_UNDECODABLE"
+    IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
+    TENSOR_SHAPE_MISMATCH = "TENSOR_SHAPE_MISMATCH"
+    TENSOR_DTYPE_MISMATCH = "TENSOR_DTYPE_MISMATCH"
+    TENSOR_SIZE_MISMATCH = "TENSOR_SIZE_MISMATCH"
+    TENSOR_NOT_FINITE = "TENSOR_NOT_FINITE"
+    CODEC_UNSUPPORTED = "CODEC_UNSUPPORTED"
+    PAYLOAD_CORRUPT = "PAYLOAD_CORRUPT"
+    CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
+    FRAME_TOO_LARGE = "FRAME_TOO_LARGE"
+    PROTOCOL_VIOLATION = "PROTOCOL_VIOLATION"
+    # models and splits
+    MODEL_CORRUPT = "MODEL_CORRUPT"
+    MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
+    MODEL_EXTERNAL_DATA = "MODEL_EXTERNAL_DATA"
+    MODEL_OPERATOR_UNSUPPORTED = "MODEL_OPERATOR_UNSUPPORTED"
+    MODEL_SHAPE_UNKNOWN = "MODEL_SHAPE_UNKNOWN"
+    MODEL_INCOMPLETE = "MODEL_INCOMPLETE"
+    CUT_INVALID = "CUT_INVALID"
+    SPLIT_NOT_EQUAL = "SPLIT_NOT_EQUAL"
+    PLAN_INFEASIBLE = "PLAN_INFEASIBLE"
+    CALIBRATION_INSUFFICIENT = "CALIBRATION_INSUFFICIENT"
+    # registry
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    VERSION_NOT_FOUND = "VERSION_NOT_FOUND"
+    ALIAS_NOT_FOUND = "ALIAS_NOT_FOUND"
+    ARTIFACT_NOT_FOUND = "ARTIFACT_NOT_FOUND"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    UPLOAD_OFFSET_MISMATCH = "UPLOAD_OFFSET_MISMATCH"
+    UPLOAD_TRUNCATED = "UPLOAD_TRUNCATED"
+    STORAGE_FULL = "STORAGE_FULL"
+    # long-running work
+    COMPRESSION_NOT_FOUND = "COMPRESSION_NOT_FOUND"
+    # the mesh itself
+    DEADLINE_EXPIRED = "DEADLINE_EXPIRED"
+    QUEUE_FULL = "QUEUE_FULL"
+    NOT_READY = "NOT_READY"
+    SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
+    CANCELLED = "CANCELLED"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
+    INTERNAL = "INTERNAL"
+
+
+class MeshError(Exception):
+    """An expected failure with a reason a program can act on.
+
+    Attributes:
+        reason: the cause, from the catalogue.
+        message: one sentence for a person; names what was found and what was expected.
+        metadata: details for machines; never tensors, pictures or file paths of the server.
+        fields: offending request fields with what is wrong with each.
+        retry_after_s: when set, trying again after this many seconds can succeed.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        fields: Sequence[tuple[str, str]] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(f"{reason.value}: {message}")
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.fields = tuple(fields)
+        self.retry_after_s = retry_after_s
+
+
+def field_error(field: str, problem: str) -> MeshError:
+    """A request field is missing or out of range."""
+    return MeshError(Reason.FIELD_INVALID, f"{field}: {problem}", fields=[(field, problem)])

@@ -1,0 +1,128 @@
+"""Pictures to model inputs, as data: the same code prepares a frame at training, calibration and at the edge.
+
+Two steps, so that calibration sets can be kept as small uint8 arrays: :meth:`Preprocess.pixels` (decode and resize) and
+:meth:`Preprocess.normalise` (vectorised arithmetic). Knows nothing of models or cameras.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from splitmesh.errors import MeshError, Reason
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Container formats a camera may send; anything else is refused before a decoder sees it."""
+
+DEFAULT_MAX_PIXELS = 4096 * 4096
+
+
+class Preprocess(BaseModel):
+    """How a picture becomes one row of the model's input batch.
+
+    The input tensor is float32, NCHW, ``(pixel / 255 - mean) / std`` per channel.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(ge=1, le=8192)
+    """Width of the model's input in pixels."""
+    height: int = Field(ge=1, le=8192)
+    """Height of the model's input in pixels."""
+    mode: Literal["L", "RGB"] = "RGB"
+    """``L``: one grey channel; ``RGB``: three colour channels."""
+    resize: Literal["stretch", "centre_crop"] = "stretch"
+    """``stretch`` ignores the aspect ratio; ``centre_crop`` cuts the largest centred box of the right ratio first."""
+    mean: tuple[float, ...] = (0.0,)
+    """Per channel, on the 0..1 scale; one value counts for all channels."""
+    std: tuple[float, ...] = (1.0,)
+    """Per channel, on the 0..1 scale, greater than 0; one value counts for all channels."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Preprocess:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(values)} values, expected 1 or {self.channels}")
+        if any(not value > 0 for value in self.std):
+            raise ValueError("std must be greater than 0")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return 1 if self.mode == "L" else 3
+
+    def pixels(self, image: bytes | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+        """Decode (when bytes) and resize one picture to uint8 ``[height, width, channels]``.
+
+        Raises MeshError IMAGE_UNDECODABLE or IMAGE_TOO_LARGE (the header's size is checked before any pixel is decoded).
+        """
+        picture = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else image
+        picture = picture.convert(self.mode)
+        if self.resize == "centre_crop":
+            picture = picture.crop(_centre_box(picture.size, self.width / self.height))
+        if picture.size != (self.width, self.height):
+            picture = picture.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        return np.asarray(picture, dtype=np.uint8).reshape(self.height, self.width, self.channels)
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 ``[n, height, width, channels]`` to float32 ``[n, channels, height, width]``, contiguous."""
+        expected = (self.height, self.width, self.channels)
+        if pixels.ndim != 4 or pixels.shape[1:] != expected:
+            raise MeshError(
+                Reason.TENSOR_SHAPE_MISMATCH, f"pixels have shape {pixels.shape}, expected (n, {expected})"
+            )
+        mean = np.asarray(self.mean, dtype=np.float32) * np.float32(255)
+        scale = np.float32(1) / (np.asarray(self.std, dtype=np.float32) * np.float32(255))
+        planes = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+        planes -= mean.reshape(1, -1, 1, 1)
+        planes *= scale.reshape(1, -1, 1, 1)
+        return np.ascontiguousarray(planes)
+
+    def batch(self, images: Sequence[bytes | Image.Image]) -> NDArray[np.float32]:
+        """Decode, resize and normalise several pictures: float32 ``[n, channels, height, width]``."""
+        return self.normalise(np.stack([self.pixels(image) for image in images]))
+
+
+def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Decode a picture whose declared size is at most ``max_pixels``, from an allow-list of formats."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise MeshError(
+                    Reason.IMAGE_TOO_LARGE,
+                    f"the picture is {width}x{height} pixels; at most {max_pixels} pixels are accepted",
+                    metadata={"width": str(width), "height": str(height), "max_pixels": str(max_pixels)},
+                )
+            picture.load()
+    except MeshError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise MeshError(Reason.IMAGE_TOO_LARGE, str(error)) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+        raise MeshError(
+            Reason.IMAGE_UNDECODABLE,
+            f"{len(data)} bytes are not a complete picture in one of {', '.join(FORMATS)}",
+        ) from error
+    return picture
+
+
+def _centre_box(size: tuple[int, int], ratio: float) -> tuple[int, int, int, int]:
+    width, height = size
+    if width / height > ratio:
+        crop = max(1, round(height * ratio))
+        left = (width - crop) // 2
+        return left, 0, left + crop, height
+    crop = max(1, round(width / ratio))
+    top = (height - crop) // 2
+    return 0, top, width, top + crop
