@@ -1,0 +1,1 @@
+"""SDK for camera gateways and operators."""

@@ -1,0 +1,134 @@
+"""Channels to other services: one per address, with keepalive, capped back-off, size limits and a deadline on every call.
+
+The values were measured (docs/adr/0005): a dead link is seen in about 3 s, and a healed one is used within 1 s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.discovery import Discovery
+from splitmesh.kernel.errors import from_rpc_error
+
+DEFAULT_CALL_DEADLINE_S = 10.0
+MESSAGE_HEADROOM_BYTES = 1 << 20
+"""A message is a frame plus its header; the transport's limit is this much above the frame limit, so that a frame
+slightly too large is refused by us, with a reason."""
+
+IDEMPOTENT = (
+    ("splitmesh.api.registry.v1.RegistryService", ("GetUpload", "GetVersion", "ListModels", "ListVersions", "SetAlias")),
+    ("splitmesh.api.segment.v1.SegmentService", ("Describe",)),
+    ("splitmesh.api.routing.v1.RoutingService", ("SetTolerance", "ReportOutcomes", "GetOutcomes")),
+    ("splitmesh.api.compression.v1.CompressionService", ("GetReport",)),
+)
+"""Unary methods that may be sent twice; only these are retried, on UNAVAILABLE."""
+
+
+def transport_options(max_frame_bytes: int) -> list[tuple[str, int]]:
+    """Options that client and server share."""
+    limit = max_frame_bytes + MESSAGE_HEADROOM_BYTES
+    return [
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.max_send_message_length", limit),
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _service_config() -> str:
+    names = [{"service": service, "method": method} for service, methods in IDEMPOTENT for method in methods]
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+
+
+class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """Gives a deadline to a unary call that has none."""
+
+    async def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        """Called by grpc."""
+        if client_call_details.timeout is None:
+            client_call_details = client_call_details._replace(timeout=DEFAULT_CALL_DEADLINE_S)
+        return await continuation(client_call_details, request)
+
+
+def open_channel(address: str, *, max_frame_bytes: int = 32 * 1024 * 1024) -> grpc.aio.Channel:
+    """A channel to ``host:port``; connects when first used."""
+    options: list[tuple[str, Any]] = [
+        *transport_options(max_frame_bytes),
+        ("grpc.keepalive_time_ms", 2000),
+        ("grpc.keepalive_timeout_ms", 1000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 500),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.service_config", _service_config()),
+        # Two channels to one address must not share a connection: a test or a second tenant may close one of them.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return grpc.aio.insecure_channel(address, options=options, interceptors=[_Deadline()])
+
+
+@asynccontextmanager
+async def mesh_errors() -> AsyncIterator[None]:
+    """Turns a failed call inside the block into the MeshError behind it."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+
+
+class Channels:
+    """Channels by service name, found through discovery; one channel per address, kept until closed."""
+
+    def __init__(self, discovery: Discovery, *, max_frame_bytes: int = 32 * 1024 * 1024) -> None:
+        self._discovery = discovery
+        self._max_frame_bytes = max_frame_bytes
+        self._open: dict[str, grpc.aio.Channel] = {}
+        self._turn = 0
+
+    @property
+    def discovery(self) -> Discovery:
+        """Who knows the addresses."""
+        return self._discovery
+
+    async def to(self, service: str) -> grpc.aio.Channel:
+        """A channel to a healthy instance of the service (in turn); SERVICE_UNAVAILABLE when there is none."""
+        instances = await self._discovery.resolve(service)
+        if not instances:
+            raise MeshError(
+                Reason.SERVICE_UNAVAILABLE, f"no healthy instance of {service!r} is known", retry_after_s=1.0
+            )
+        self._turn += 1
+        return self.at(instances[self._turn % len(instances)].address)
+
+    def at(self, address: str) -> grpc.aio.Channel:
+        """The channel to one address."""
+        channel = self._open.get(address)
+        if channel is None:
+            channel = self._open[address] = open_channel(address, max_frame_bytes=self._max_frame_bytes)
+        return channel
+
+    async def forget(self, addresses: Sequence[str]) -> None:
+        """Close the channels to addresses that are gone."""
+        for address in addresses:
+            channel = self._open.pop(address, None)
+            if channel is not None:
+                await channel.close()
+
+    async def close(self) -> None:
+        """Close all."""
+        await self.forget(list(self._open))

@@ -1,0 +1,221 @@
+"""How a service lives: New → Starting → Running → Stopping → Terminated | Failed.
+
+Start: telemetry, discovery, build the app, start its parts, bind, SERVING, register, ready file.
+Stop (SIGTERM, SIGINT): NOT_SERVING, deregister, drain, close, flush. Used by the processes and, in tests, in-process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, TypeVar
+from uuid import uuid4
+
+import grpc
+from pydantic import ValidationError
+
+from splitmesh.errors import MeshError
+from splitmesh.kernel.channels import Channels
+from splitmesh.kernel.config import ServiceSettings, describe_settings
+from splitmesh.kernel.discovery import Discovery, Instance, Registration
+from splitmesh.kernel.discovery_consul import ConsulDiscovery
+from splitmesh.kernel.discovery_static import StaticDiscovery, parse_static
+from splitmesh.kernel.server import Binding, HealthControl, make_server
+from splitmesh.kernel.telemetry import Telemetry, configure_logging
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=ServiceSettings)
+SettingsT = TypeVar("SettingsT", bound=ServiceSettings, contravariant=True)
+
+
+class State(StrEnum):
+    """Where a service stands."""
+
+    NEW = "new"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    TERMINATED = "terminated"
+    FAILED = "failed"
+
+
+class Part(Protocol):
+    """Something of an app with a life of its own: a store, a watcher, a batcher."""
+
+    async def start(self) -> None:
+        """Ready when it returns."""
+        ...
+
+    async def stop(self) -> None:
+        """Finishes what it has accepted, then lets go; safe to call after a failed start."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the kernel gives to an app."""
+
+    telemetry: Telemetry
+    channels: Channels
+    health: HealthControl
+
+
+@dataclass(frozen=True)
+class App:
+    """What a service's ``build`` returns."""
+
+    name: str
+    """Short name: the folder, the Consul name without prefix, the OTel service.name without prefix."""
+    bindings: Sequence[Binding]
+    parts: Sequence[Part] = field(default_factory=tuple)
+    """Started in this order before the port is bound, stopped in reverse after the server has drained."""
+
+
+class Build(Protocol[SettingsT]):
+    """The only place where an app's objects meet."""
+
+    def __call__(self, settings: SettingsT, kernel: Kernel) -> App:
+        """The app, not started."""
+        ...
+
+
+def make_discovery(settings: ServiceSettings) -> Discovery:
+    """The discovery the settings ask for."""
+    if settings.discovery == "consul":
+        return ConsulDiscovery(settings.consul_address, token=settings.consul_token or None)
+    return StaticDiscovery(parse_static(settings.static_addresses))
+
+
+class Host:
+    """One service in this process; ``async with Host(...) as host: host.address``."""
+
+    def __init__(self, name: str, settings: S, build: Build[S], *, telemetry: Telemetry | None = None) -> None:
+        self.state = State.NEW
+        self.address = ""
+        self._name = name
+        self._settings = settings
+        self._build: Callable[[Kernel], App] = lambda kernel: build(settings, kernel)
+        self._telemetry = telemetry
+        self._stop_steps: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self) -> None:
+        """Running when it returns; on failure everything started so far is stopped again."""
+        self.state = State.STARTING
+        try:
+            await self._start()
+        except BaseException:
+            await self._unwind()
+            self.state = State.FAILED
+            raise
+        self.state = State.RUNNING
+        log.info("%s is running at %s", self._name, self.address)
+
+    async def _start(self) -> None:
+        settings = self._settings
+        if self._telemetry is None:
+            telemetry = Telemetry(self._name, node=settings.node, otlp_endpoint=settings.otlp_endpoint)
+            self._stop_steps.append(lambda: asyncio.to_thread(telemetry.shutdown))
+        else:
+            telemetry = self._telemetry
+        discovery = make_discovery(settings)
+        self._stop_steps.append(discovery.close)
+        channels = Channels(discovery, max_frame_bytes=settings.max_frame_bytes)
+        self._stop_steps.append(channels.close)
+        health = HealthControl()
+        app = self._build(Kernel(telemetry, channels, health))
+        for part in app.parts:
+            self._stop_steps.append(part.stop)
+            await part.start()
+        server, port = make_server(settings, app.bindings, telemetry, health)
+        await server.start()
+        self._stop_steps.append(lambda: _drain(server, settings.drain_s))
+        self._stop_steps.append(health.shut_down)
+        self.address = f"{_reachable_host(settings)}:{port}"
+        await health.set("", True)
+        instance = Instance(app.name, f"{app.name}-{settings.node}-{uuid4().hex[:8]}", self.address)
+        registration: Registration = await discovery.register(instance)
+        self._stop_steps.append(registration.deregister)
+
+    async def stop(self) -> None:
+        """Drain and stop; safe to call twice."""
+        if self.state is State.RUNNING:
+            self.state = State.STOPPING
+            await self._unwind()
+            self.state = State.TERMINATED
+            log.info("%s has stopped", self._name)
+
+    async def _unwind(self) -> None:
+        # Reverse order of starting: deregister, NOT_SERVING, drain, parts, channels, discovery, telemetry.
+        while self._stop_steps:
+            step = self._stop_steps.pop()
+            try:
+                await step()
+            except Exception:
+                log.exception("a step of stopping %s failed; going on", self._name)
+
+    async def __aenter__(self) -> Host:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop."""
+        await self.stop()
+
+
+async def _drain(server: grpc.aio.Server, grace_s: float) -> None:
+    await server.stop(grace_s)
+
+
+def _reachable_host(settings: ServiceSettings) -> str:
+    if settings.advertise_host:
+        return settings.advertise_host
+    return socket.gethostname() if settings.host in ("0.0.0.0", "::", "[::]") else settings.host  # noqa: S104
+
+
+def _write_ready_file(settings: ServiceSettings, address: str) -> None:
+    if settings.ready_file is not None:
+        temporary = settings.ready_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"address": address, "pid": os.getpid()}))
+        temporary.replace(settings.ready_file)
+
+
+async def _serve(name: str, settings: S, build: Build[S]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Host(name, settings, build) as host:
+        _write_ready_file(settings, host.address)
+        await stop.wait()
+
+
+def main(name: str, settings_type: type[S], build: Build[S], about: str) -> None:
+    """Entry point of ``python -m services.NAME``: settings come from the environment. Exits 2 on bad settings."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=about + "\n\nSettings (environment):\n" + describe_settings(settings_type),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    try:
+        settings = settings_type()
+    except ValidationError as error:
+        print(f"{name}: bad settings\n{error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    configure_logging(name, settings.log_level)
+    try:
+        asyncio.run(_serve(name, settings, build))
+    except MeshError as error:
+        log.error("%s cannot run: %s", name, error)
+        raise SystemExit(1) from error

@@ -1,0 +1,86 @@
+"""The gRPC server every service runs: limits, health, reflection by switch, interceptors.
+
+Values are from docs/adr/0005. Knows no service: an app hands in what to serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.channels import transport_options
+from splitmesh.kernel.config import ServiceSettings
+from splitmesh.kernel.interceptors import AroundInterceptor
+from splitmesh.kernel.telemetry import Telemetry
+
+HANDSHAKE_TIMEOUT_MS = 10_000
+IDLE_CONNECTION_MS = 5 * 60 * 1000
+MIN_PING_INTERVAL_MS = 1000
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One gRPC service of an app."""
+
+    name: str
+    """Full name, such as ``splitmesh.api.registry.v1.RegistryService``."""
+    add: Callable[[grpc.aio.Server], None]
+    """Adds the servicer to a server."""
+
+
+class HealthControl:
+    """Who is SERVING, as grpc.health.v1 reports it; the empty name stands for the whole process."""
+
+    def __init__(self) -> None:
+        self.servicer = health_aio.HealthServicer()
+
+    async def set(self, service: str, serving: bool) -> None:
+        """Report one service."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self.servicer.set(service, status)
+
+    async def shut_down(self) -> None:
+        """Report everything NOT_SERVING, for good."""
+        await self.servicer.enter_graceful_shutdown()
+
+
+def make_server(
+    settings: ServiceSettings, bindings: Sequence[Binding], telemetry: Telemetry, health: HealthControl
+) -> tuple[grpc.aio.Server, int]:
+    """A server that is bound but not started, and its port. SERVICE_UNAVAILABLE when the port is taken."""
+    options = [
+        *transport_options(settings.max_frame_bytes),
+        # Off, so that a second server on a taken port fails instead of silently sharing it.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
+        # Must ship with the client's keepalive, or its pings end in GOAWAY.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+    ]
+    server = grpc.aio.server(
+        options=options,
+        interceptors=[AroundInterceptor(telemetry, settings.default_deadline_s)],
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+    )
+    for binding in bindings:
+        binding.add(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    if settings.reflection:
+        names = [binding.name for binding in bindings]
+        reflection.enable_server_reflection([*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                                             reflection.SERVICE_NAME], server)
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:
+        raise MeshError(
+            Reason.SERVICE_UNAVAILABLE, f"cannot listen on {settings.host}:{settings.port}; is the port taken?"
+        ) from error
+    return server, port

@@ -1,0 +1,195 @@
+"""Segments on onnxruntime.
+
+Takes the bytes of a model that were verified elsewhere, never a path: ORT resolves external data beside a path and
+follows hard links. Checks every feed before ORT sees it, so that a caller reads the same errors from every backend.
+Does not judge the model's size or operators; ``splitmesh.model.load`` does, before a model is registered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.tensor.spec import Array, TensorSpec, spec_of
+
+ORT_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+"""onnxruntime's type strings by the names of ``splitmesh.tensor.DTYPES``; a test holds the two tables together."""
+
+CPU = "CPUExecutionProvider"
+
+_QUIET = 4
+"""ORT's severity "fatal": what goes wrong is raised, not printed."""
+
+_LOAD_ERRORS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+_RUN_ERRORS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+class OrtSession:
+    """One segment loaded in onnxruntime; implements :class:`splitmesh.runtime.Session`.
+
+    Args:
+        model: the serialised model.
+        threads: threads inside one operator. 1 by default: a host runs several segments side by side and latency
+            under load is better when they do not fight for cores.
+        providers: ORT execution providers in order of preference; the CPU when None.
+        max_run_s: a run that takes longer is stopped (DEADLINE_EXPIRED). ORT looks at the flag between operators, so
+            one very long operator ends late. Costs one thread per run; None: no watchdog.
+
+    Raises:
+        MeshError: MODEL_CORRUPT when ORT cannot load the bytes; MODEL_OPERATOR_UNSUPPORTED when an input or output is
+            not a dense tensor of a known type; FIELD_INVALID when a provider is not in this build of ORT.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        threads: int = 1,
+        providers: Sequence[str] | None = None,
+        max_run_s: float | None = None,
+    ) -> None:
+        wanted = list(providers) if providers else [CPU]
+        _require_providers(wanted)
+        try:
+            session = ort.InferenceSession(bytes(model), sess_options=_options(threads), providers=wanted)
+        except _LOAD_ERRORS as error:
+            raise MeshError(Reason.MODEL_CORRUPT, f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        self._session: ort.InferenceSession | None = session
+        self._max_run_s = max_run_s
+        self._inputs = tuple(_spec(node) for node in session.get_inputs())
+        self._outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._output_names = [spec.name for spec in self._outputs]
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        """The providers really in use; ORT drops one whose libraries or device it cannot open."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What ``run`` takes, in the model's order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What ``run`` returns, in the model's order."""
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name.
+
+        Raises MeshError TENSOR_SHAPE_MISMATCH / TENSOR_DTYPE_MISMATCH for wrong feeds, DEADLINE_EXPIRED when stopped by
+        the watchdog, NOT_READY after ``close`` and MODEL_CORRUPT when the model itself fails on feeds that match.
+        """
+        session = self._session
+        if session is None:
+            raise MeshError(Reason.NOT_READY, "the session is closed")
+        self._require_feeds(feeds)
+        options = ort.RunOptions()
+        options.log_severity_level = _QUIET
+        try:
+            with _watchdog(options, self._max_run_s):
+                arrays = session.run(self._output_names, dict(feeds), options)
+        except _RUN_ERRORS as error:
+            if options.terminate:
+                raise MeshError(Reason.DEADLINE_EXPIRED, f"the run was stopped after {self._max_run_s} s") from error
+            raise MeshError(Reason.MODEL_CORRUPT, f"the model fails on this input: {_first_line(error)}") from error
+        return dict(zip(self._output_names, arrays, strict=True))
+
+    def close(self) -> None:
+        """Give the memory back; closing twice is harmless."""
+        self._session = None
+
+    def _require_feeds(self, feeds: Mapping[str, Array]) -> None:
+        expected = {spec.name for spec in self._inputs}
+        if feeds.keys() != expected:
+            raise MeshError(
+                Reason.TENSOR_SHAPE_MISMATCH,
+                f"the tensors given are {sorted(feeds)}, the model takes {sorted(expected)}",
+                metadata={
+                    "missing": ", ".join(sorted(expected - feeds.keys())),
+                    "unknown": ", ".join(sorted(feeds.keys() - expected)),
+                },
+            )
+        for spec in self._inputs:
+            spec.require_match(spec_of(spec.name, feeds[spec.name]))
+
+
+def _require_providers(wanted: Sequence[str]) -> None:
+    available = ort.get_available_providers()
+    missing = [name for name in wanted if name not in available]
+    if missing:
+        raise field_error("providers", f"{', '.join(missing)} not in this onnxruntime; it has {', '.join(available)}")
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # The arena keeps what the largest batch needed: steady latency, memory bounded by the batch size the host accepts.
+    options.enable_cpu_mem_arena = True
+    # Waiting threads sleep: a MEC host shares its cores with other segments.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _QUIET
+    return options
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    dtype = ORT_DTYPES.get(node.type)
+    if dtype is None:
+        raise MeshError(
+            Reason.MODEL_OPERATOR_UNSUPPORTED,
+            f"tensor {node.name!r} has type {node.type}; supported: {', '.join(ORT_DTYPES.values())}",
+        )
+    return TensorSpec(node.name, dtype, tuple(dim if isinstance(dim, int) and dim > 0 else -1 for dim in node.shape))
+
+
+@contextmanager
+def _watchdog(options: ort.RunOptions, max_run_s: float | None) -> Iterator[None]:
+    if max_run_s is None:
+        yield
+        return
+
+    def stop() -> None:
+        options.terminate = True
+
+    timer = threading.Timer(max_run_s, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
