@@ -1,4 +1,4 @@
-"""Generates src/splitmesh/api from protos/; `--check` fails when the committed stubs differ (`make protos`, `make check`)."""
+"""Generates src/splitmesh/api from protos/ (`make protos`); `--check` fails when the committed stubs differ."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def folded(network: SolderNet) -> SolderNet:
 
 
 def work(network: SolderNet) -> dict[str, int]:
-    """Multiply-adds for one picture in the ``head`` (waist included) and the ``tail``, and the ``parameters``."""
+    """Multiply-adds for one picture in the ``head`` (waist included) and the ``tail``."""
     counts = {"head": 0, "tail": 0}
 
     def count(part: str, module: nn.Module, output: Tensor) -> None:
@@ -124,7 +124,7 @@ def work(network: SolderNet) -> dict[str, int]:
     network.train(training)
     for hook in hooks:
         hook.remove()
-    return {**counts, "parameters": sum(p.numel() for p in network.parameters())}
+    return counts
 
 
 def export(network: SolderNet, path: Path) -> None:

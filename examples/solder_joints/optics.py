@@ -41,7 +41,7 @@ class Site:
     noise: float
     """Standard deviation of the read noise, grey levels of 255; shot noise is added to it."""
     scale: float
-    """Magnification; 1 draws a pad unit as 24 pixels."""
+    """Magnification; 1 draws a pad unit as 27 pixels."""
     rotation_deg: float
     """How far the camera is turned against the board."""
     mask_diffuse: float
@@ -63,7 +63,7 @@ SITES: dict[str, Site] = {
         Site("D", (Light(90, 0.65, 16, 0.2), Light(25, 0.35)), 0.95, 1.4, 4.5, 0.88, 3.0, 0.15, 0.35, 0.35, 8.0),
     )
 }
-"""The four stations by name: A the reference, B brighter and softer, C side-lit and turned, D dim, noisy and stained."""
+"""The stations by name: A the reference, B brighter and softer, C side-lit and turned, D dim, noisy and stained."""
 
 
 def shade(height: Plane, specular: Plane, diffuse: Plane, site: Site, phase: float) -> Plane:

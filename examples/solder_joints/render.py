@@ -35,7 +35,8 @@ PROPORTIONS: dict[str, float] = {
 }
 """Share of each class that :func:`dataset` draws; sums to 1."""
 
-PIXELS_PER_UNIT = 24.0
+PIXELS_PER_UNIT = 27.0
+"""Pixels in a pad unit (half a round pad) at magnification 1."""
 _SILK_WORDS = ("C12", "R7", "J3", "Q21", "D4", "U1", "TP8", "L2", "+5V", "GND")
 
 
@@ -105,8 +106,8 @@ def to_jpeg(image: Image.Image, quality: int = 90) -> bytes:
 def _severity(label: str, rng: np.random.Generator) -> tuple[float, str]:
     """How far from the limit, and in which way: a good joint leans towards one of the defects, most of them little."""
     if label == "ok":
-        return -float(1 - 0.95 * rng.beta(1.2, 2.6)), str(rng.choice(LABELS[1:]))
-    return float(0.05 + 0.95 * rng.beta(1.5, 1.3)), label
+        return -float(1 - 0.95 * rng.beta(1.1, 3.3)), str(rng.choice(LABELS[1:]))
+    return float(0.08 + 0.92 * rng.beta(1.7, 1.2)), label
 
 
 def _joint(kind: str, severity: float, pad: str, rng: np.random.Generator) -> Joint:
@@ -115,7 +116,7 @@ def _joint(kind: str, severity: float, pad: str, rng: np.random.Generator) -> Jo
     bare = abs(rng.normal(0, 0.035))
     bulge, overflow = rng.uniform(0, 0.18), rng.uniform(0, 0.03)
     lopsided, protrusion, hole = rng.uniform(0, 1), rng.uniform(0.2, 0.4), 0.0
-    offset, angle = abs(rng.normal(0, 0.05)), rng.uniform(0, 2 * np.pi)
+    offset, angle, rise = abs(rng.normal(0, 0.05)), rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.9)
     above = max(0.0, severity)
     if kind == "insufficient":
         bare = _between(severity, 0.0, 0.22, 0.55)
@@ -125,8 +126,8 @@ def _joint(kind: str, severity: float, pad: str, rng: np.random.Generator) -> Jo
         protrusion *= 1 - min(1.0, 1.5 * above)
     elif kind == "missing":
         protrusion = _between(severity, 0.35, 0.08, 0.0)
-        hole = min(1.0, 0.35 + 1.2 * above) if severity > 0 else 0.0
-        bare += 0.5 * above * rng.uniform(0, 1)
+        hole = min(1.0, 0.4 + 1.2 * above) if severity > 0 else 0.0
+        rise *= 1 - 0.7 * above
     elif kind == "shifted":
         offset = _between(severity, 0.0, 0.3, 0.62)
     return Joint(
@@ -138,7 +139,7 @@ def _joint(kind: str, severity: float, pad: str, rng: np.random.Generator) -> Jo
         bulge=bulge,
         overflow=overflow,
         shift=(float(offset * np.cos(angle)), float(offset * np.sin(angle))),
-        rise=rng.uniform(0.5, 0.9),
+        rise=rise,
         protrusion=protrusion,
         hole=hole,
     )

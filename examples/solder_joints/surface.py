@@ -50,7 +50,7 @@ PINS = {"round": Box(0.3, 0.3, 0.3), "square": Box(0.28, 0.28, 0.12), "bar": Box
 
 @dataclass(frozen=True)
 class Joint:
-    """One through-hole joint. All lengths in pad units; every field is continuous, which makes borderline joints possible."""
+    """One through-hole joint, lengths in pad units. Every number is continuous, so borderline joints exist."""
 
     x: float
     """Centre of the pad, to the right."""
@@ -168,16 +168,17 @@ class Surface:
         pin_distance = pin.distance(sx, sy)
         inside = self.cover(pin_distance)
         if joint.hole > 0:
-            # Without a pin the solder ends in a flat lip around the hole.
-            lip = self.cover(pin_distance - np.float32(0.06 + 0.14 * joint.hole))
-            np.minimum(height, np.float32(0.55 * tall + 0.1) + (1 - lip) * np.float32(9), out=height)
-            open_share = inside * np.float32(min(1.0, joint.hole))
-            height -= open_share * np.float32(0.5) * np.clip(-pin_distance / np.float32(pin.half_y), 0, 1)
-            specular *= 1 - open_share * np.float32(0.97)
-            diffuse *= 1 - open_share * np.float32(0.9)
+            # The plated hole is wider than the lead. Without a lead the solder sinks to a flat lip around it.
+            hole = pin_distance - np.float32(0.16 * joint.hole)
+            lip = self.cover(hole - np.float32(0.05 + 0.15 * joint.hole))
+            np.minimum(height, np.float32(0.5 * tall) + (1 - lip) * np.float32(9), out=height)
+            depth = self.cover(hole) * np.float32(joint.hole)
+            height -= np.float32(0.5) * depth * np.clip(-hole / np.float32(pin.half_y), 0, 1)
+            specular *= 1 - depth * np.float32(0.97)
+            diffuse *= 1 - depth * np.float32(0.9)
             return
         tilt = self.rng.normal(0, 0.12, 2)
-        crown = np.float32(0.9) * (sx * sx + sy * sy) if joint.pad != "bar" else np.float32(2.5) * sy * sy
+        crown = np.float32(0.4) * (sx * sx + sy * sy) if joint.pad != "bar" else np.float32(1.5) * sy * sy
         top = np.float32(tall * 0.92 + joint.protrusion) - crown + sx * np.float32(tilt[0]) + sy * np.float32(tilt[1])
         proud = inside * (top > height)
         height += proud * (top - height)
@@ -225,6 +226,6 @@ def _segment(x: Plane, y: Plane, start: tuple[float, float], end: tuple[float, f
     """Distance to a line segment, and the position of the nearest point along it (0 at start, 1 at end)."""
     ax, ay = np.float32(start[0]), np.float32(start[1])
     bx, by = np.float32(end[0] - start[0]), np.float32(end[1] - start[1])
-    along = np.clip(((x - ax) * bx + (y - ay) * by) / (bx * bx + by * by + np.float32(1e-9)), 0, 1)
-    distance = np.sqrt((x - ax - along * bx) ** 2 + (y - ay - along * by) ** 2)
+    along: Plane = np.clip(((x - ax) * bx + (y - ay) * by) / (bx * bx + by * by + np.float32(1e-9)), 0, 1)
+    distance: Plane = np.sqrt((x - ax - along * bx) ** 2 + (y - ay - along * by) ** 2)
     return distance, along

@@ -14,11 +14,11 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -53,6 +53,30 @@ class Task:
     """One entry per name in SPLITS."""
     epochs: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Recall:
+    """One class in one split."""
+
+    n: int
+    recall: float | None
+    """Share of the class answered with the class; None when the split has none."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model achieves on one split; a share of nothing is None."""
+
+    n: int
+    accuracy: float | None
+    ng_n: int
+    """Number of bad joints."""
+    ng_recall: float | None
+    """Share of bad joints that are not called good (calling one defect another still stops the joint)."""
+    false_alarms: float | None
+    """Share of good joints that are called bad."""
+    per_class: dict[str, Recall]
 
 
 def rendered_task(counts: dict[str, int], epochs: int, seed: int, progress: Progress) -> Task:
@@ -111,7 +135,7 @@ def fit(task: Task, progress: Progress, batch_size: int = 64) -> SolderNet:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flips, shifts up to 5 %, zoom up to 5 % and brightness up to 15 %: what varies on a line without changing the label."""
+    """Flips, shifts and zoom up to 5 %, brightness up to 15 %: what varies without changing the label."""
     n = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -138,66 +162,61 @@ def answers(model: Path, preprocess: Preprocess, pixels: NDArray[np.uint8], batc
     return np.concatenate(given).astype(np.int64)
 
 
-def score(given: NDArray[np.int64], targets: NDArray[np.int64], labels: Sequence[str]) -> dict[str, object]:
-    """Accuracy, recall per class, and the two figures of a line.
-
-    ``ng_recall``: share of bad joints that are not called good; ``false_alarms``: share of good joints called bad. A
-    share of nothing is null.
-    """
+def score(given: NDArray[np.int64], targets: NDArray[np.int64], labels: Sequence[str]) -> Score:
+    """Compare class numbers ``[n]`` with the truth ``[n]``; class 0 is the good one."""
     bad = targets != 0
-    return {
-        "n": len(targets),
-        "accuracy": _share(given == targets),
-        "ng_n": int(bad.sum()),
-        "ng_recall": _share(given[bad] != 0),
-        "false_alarms": _share(given[~bad] != 0),
-        "recall": {
-            label: {"n": int((targets == index).sum()), "recall": _share(given[targets == index] == index)}
-            for index, label in enumerate(labels)
-        },
-    }
+    of_class = {label: targets == index for index, label in enumerate(labels)}
+    return Score(
+        n=len(targets),
+        accuracy=_share(given == targets),
+        ng_n=int(bad.sum()),
+        ng_recall=_share(given[bad] != 0),
+        false_alarms=_share(given[~bad] != 0),
+        per_class={name: Recall(int(mask.sum()), _share((given == targets)[mask])) for name, mask in of_class.items()},
+    )
 
 
-def write(task: Task, network: SolderNet, out: Path, started: float) -> dict[str, object]:
-    """Write the four files into ``out`` (made when absent) and return the metrics; ``started`` is a perf_counter."""
+def write(task: Task, network: SolderNet, out: Path, started: float) -> dict[str, Score]:
+    """Write the four files into ``out`` (made when absent); one score per split. ``started`` is a perf_counter."""
     out.mkdir(parents=True, exist_ok=True)
-    export(network, out / "model.onnx")
-    splits = {
-        name: score(answers(out / "model.onnx", task.preprocess, samples.pixels), samples.targets, task.labels)
+    model = out / "model.onnx"
+    export(network, model)
+    scores = {
+        name: score(answers(model, task.preprocess, samples.pixels), samples.targets, task.labels)
         for name, samples in task.splits.items()
     }
-    metrics: dict[str, object] = {
+    metrics = {
         "dataset": task.dataset,
         "seed": task.seed,
         "epochs": task.epochs,
         "seconds": round(time.perf_counter() - started, 1),
-        "model_bytes": (out / "model.onnx").stat().st_size,
+        "model_bytes": model.stat().st_size,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "multiply_adds": work(network),
-        "splits": splits,
+        "splits": {name: asdict(result) for name, result in scores.items()},
     }
     (out / "preprocess.json").write_text(task.preprocess.model_dump_json() + "\n", encoding="utf-8")
     (out / "labels.json").write_text(json.dumps(task.labels) + "\n", encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    return metrics
+    return scores
 
 
-def run(make: Callable[[Progress], Task], out: Path, console: Console) -> dict[str, object]:
-    """Make the task, train, write; returns the metrics."""
+def run(make: Callable[[Progress], Task], out: Path, console: Console) -> dict[str, Score]:
+    """Make the task, train, write; one score per split."""
     started = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = make(progress)
         network = fit(task, progress)
-    metrics = write(task, network, out, started)
+    scores = write(task, network, out, started)
     for name in ("val", "test"):
-        result = score(answers(out / "model.onnx", task.preprocess, task.splits[name].pixels),
-                       task.splits[name].targets, task.labels)
+        result = scores[name]
         console.print(
-            f"{name}: n {result['n']}, accuracy {result['accuracy']}, ng recall {result['ng_recall']} "
-            f"(ng n {result['ng_n']}), false alarms {result['false_alarms']}"
+            f"{name}: n {result.n}, accuracy {result.accuracy}, ng recall {result.ng_recall} (ng n {result.ng_n}), "
+            f"false alarms {result.false_alarms}"
         )
-    console.print(f"{metrics['seconds']} s, written to {out}")
-    return metrics
+    console.print(f"{time.perf_counter() - started:.0f} s, written to {out}")
+    return scores
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -226,7 +245,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _one_cycle(done: float) -> float:
     """Share of the peak learning rate: a short linear rise, then a cosine to almost nothing."""
     rise = 0.15
-    return max(0.02, done / rise) if done < rise else max(1e-3, 0.5 + 0.5 * float(np.cos(np.pi * (done - rise) / (1 - rise))))
+    return (
+        max(0.02, done / rise)
+        if done < rise
+        else max(1e-3, 0.5 + 0.5 * float(np.cos(np.pi * (done - rise) / (1 - rise))))
+    )
 
 
 def _share(mask: NDArray[np.bool_]) -> float | None:

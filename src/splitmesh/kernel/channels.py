@@ -1,4 +1,4 @@
-"""Channels to other services: one per address, with keepalive, capped back-off, size limits and a deadline on every call.
+"""Channels to other services: one per address, with keepalive, capped back-off, size limits, a deadline on every call.
 
 The values were measured (docs/adr/0005): a dead link is seen in about 3 s, and a healed one is used within 1 s.
 """
@@ -22,7 +22,10 @@ MESSAGE_HEADROOM_BYTES = 1 << 20
 slightly too large is refused by us, with a reason."""
 
 IDEMPOTENT = (
-    ("splitmesh.api.registry.v1.RegistryService", ("GetUpload", "GetVersion", "ListModels", "ListVersions", "SetAlias")),
+    (
+        "splitmesh.api.registry.v1.RegistryService",
+        ("GetUpload", "GetVersion", "ListModels", "ListVersions", "SetAlias"),
+    ),
     ("splitmesh.api.segment.v1.SegmentService", ("Describe",)),
     ("splitmesh.api.routing.v1.RoutingService", ("SetTolerance", "ReportOutcomes", "GetOutcomes")),
     ("splitmesh.api.compression.v1.CompressionService", ("GetReport",)),
@@ -54,7 +57,7 @@ def _service_config() -> str:
     return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
 
 
-class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):
     """Gives a deadline to a unary call that has none."""
 
     async def intercept_unary_unary(

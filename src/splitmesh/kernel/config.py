@@ -27,8 +27,8 @@ class ServiceSettings(BaseSettings):
     """Port to bind; 0 picks a free one."""
     advertise_host: str = ""
     """Address told to discovery; empty means `host`, or this machine's name where `host` is 0.0.0.0."""
-    node: str = Field(default_factory=socket.gethostname, min_length=1, max_length=128)
-    """This node's name in answers, traces and counts."""
+    node: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """This node's name in answers, traces and counts: letters, digits, dot, dash, underscore."""
     ready_file: Path | None = None
     """When set, a JSON file `{"address", "pid"}` is written here, atomically, once the service is running."""
 
@@ -47,7 +47,7 @@ class ServiceSettings(BaseSettings):
     """Least severe log line that is written (JSON lines on standard error)."""
 
     reflection: bool = False
-    """Serve gRPC reflection, so that grpcurl and `buf curl` need no protos. It shows the whole API: on in development only."""
+    """Serve gRPC reflection, so that grpcurl and `buf curl` need no protos. Shows the whole API: for development only."""
     max_frame_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
     """Largest tensor, picture or frame accepted; larger ones are refused with FRAME_TOO_LARGE."""
     max_concurrent_streams: int = Field(default=256, ge=1)

@@ -3,34 +3,26 @@
 Knows the agent's HTTP API (of Consul 1.8 and later) and keeps what it registered registered. Does not know servers, ACL
 policies or federation, which are the agents' business, and does not believe the catalogue: what is malformed in it
 is left out.
-
-The API is spoken with aiohttp itself: py-consul's asyncio client has no deadline per call and no limit on a body, lets
-an environment variable win over the token given, and asks for one's own service without a token.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-
-from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.consul_api import ConsulAgentApi
 from splitmesh.kernel.discovery import Instance, check_service, in_order, join_address, split_address
 
 log = logging.getLogger(__name__)
 
-_MAX_BODY_BYTES = 8 << 20
-_MAX_CONNECTIONS = 128
-"""Each watch holds one; an agent takes 200 from one address by default."""
 _WATCH_BURST = 2.0
 _WATCH_REFILL_S = 1.0
 """Consul's advice for blocking queries: two answers in quick succession, then a steady rate."""
@@ -99,29 +91,35 @@ class ConsulDiscovery:
         rng: random.Random | None = None,
     ) -> None:
         split_address(address, "consul_address")
-        self._agent = _Agent(address, token, tls, request_timeout_s)
+        self._agent = ConsulAgentApi(address, token, tls, request_timeout_s)
         self._prefix = prefix
         self._check = check or GrpcCheck()
         self._wait_s = wait_s
         self._maintain_s = maintain_s
         self._max_backoff_s = max_backoff_s
         self._max_instances = max_instances
-        self._rng = rng or random.Random()  # noqa: S311  jitter, not a secret
+        self._rng = rng or random.Random()
         self._registered: dict[str, _ConsulRegistration] = {}
+        self._registering = asyncio.Lock()
         self._closed = asyncio.Event()
 
     async def register(self, instance: Instance) -> _ConsulRegistration:
-        """Enters the instance as healthy (it answers already; the check corrects that) and keeps it entered."""
-        self._check_open()
-        entry_id = f"{self._prefix}{instance.service}:{instance.instance_id}"
-        earlier = self._registered.pop(entry_id, None)
-        if earlier is not None:
-            await earlier.let_go()
-        registration = _ConsulRegistration(self, entry_id, instance)
-        await self._enter(registration, healthy=True)
-        self._registered[entry_id] = registration
-        registration.keep()
-        return registration
+        """Enters the instance as healthy (it answers already; the check corrects that) and keeps it entered.
+
+        After a failure the entry may exist all the same; registering again settles it.
+        """
+        async with self._registering:
+            self._check_open()
+            registration = _ConsulRegistration(
+                self, f"{self._prefix}{instance.service}:{instance.instance_id}", instance
+            )
+            earlier = self._registered.get(registration.entry_id)
+            if earlier is not None:
+                await earlier.let_go()
+            await self._enter(registration, healthy=True)
+            self._registered[registration.entry_id] = registration
+            registration.keep()
+            return registration
 
     async def resolve(self, service: str) -> tuple[Instance, ...]:
         """The instances whose checks pass."""
@@ -163,7 +161,8 @@ class ConsulDiscovery:
     async def close(self) -> None:
         """Deregisters within one deadline each, all at once; what the agent does not take out its check will."""
         self._closed.set()
-        left, self._registered = list(self._registered.values()), {}
+        async with self._registering:
+            left, self._registered = list(self._registered.values()), {}
         outcomes = await asyncio.gather(*(registration.take_out() for registration in left), return_exceptions=True)
         await self._agent.close()
         for outcome in outcomes:
@@ -276,72 +275,3 @@ class _ConsulRegistration:
                 failures = 0
             except MeshError:
                 failures += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    body: Any
-    index: int
-    missing: bool
-
-
-class _Agent:
-    """The agent's HTTP API: a deadline, a size limit and one kind of error for every call."""
-
-    def __init__(self, address: str, token: str | None, tls: ssl.SSLContext | None, timeout_s: float) -> None:
-        self._base = f"{'https' if tls else 'http'}://{address}"
-        self._headers = {"X-Consul-Token": token} if token else {}
-        self._tls = tls
-        self._timeout_s = timeout_s
-        self._session: aiohttp.ClientSession | None = None
-
-    async def call(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        *,
-        hold_s: float = 0.0,
-        may_miss: bool = False,
-    ) -> _Reply:
-        """One call within ``hold_s`` more than the deadline; anything but an answer is SERVICE_UNAVAILABLE."""
-        if self._session is None:  # not in __init__: a session belongs to the running loop
-            connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=self._tls or True)
-            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
-        url = aiohttp.client.URL(self._base + path, encoded=True)
-        try:
-            async with (
-                asyncio.timeout(self._timeout_s + hold_s),
-                # A redirect would carry the token to wherever it points.
-                self._session.request(method, url, params=params, json=body, allow_redirects=False) as response,
-            ):
-                text = await _bounded(response)
-                missing = response.status == 404 or (response.status == 500 and text.startswith(b"Unknown service"))
-                if response.status != 200 and not (may_miss and missing):
-                    raise _unavailable(f"answers {response.status}: {text[:200].decode(errors='replace').strip()}")
-                found = json.loads(text) if text and not missing else None
-                return _Reply(found, int(response.headers.get("X-Consul-Index", "0")), missing)
-        except TimeoutError:
-            raise _unavailable("does not answer in time") from None
-        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
-            # RuntimeError: the session was closed meanwhile
-            raise _unavailable(f"cannot be asked: {error}") from error
-
-    async def close(self) -> None:
-        """Ends calls in flight with SERVICE_UNAVAILABLE."""
-        if self._session is not None:
-            await self._session.close()
-
-
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    read = bytearray()
-    async for piece in response.content.iter_chunked(1 << 16):
-        read += piece
-        if len(read) > _MAX_BODY_BYTES:
-            raise _unavailable(f"answers more than {_MAX_BODY_BYTES} bytes")
-    return bytes(read)
-
-
-def _unavailable(what: str) -> MeshError:
-    return MeshError(Reason.SERVICE_UNAVAILABLE, f"the Consul agent {what}", retry_after_s=1.0)

@@ -1,9 +1,11 @@
 """The error catalogue on the wire: MeshError to google.rpc.Status and back, in one place both ways.
 
-Every error carries one ``google.rpc.ErrorInfo``; bad fields add a ``BadRequest``; where retrying helps, a ``RetryInfo``.
+Every error carries one ``google.rpc.ErrorInfo``; bad fields add a ``BadRequest``; a ``RetryInfo`` where retrying helps.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -124,6 +126,16 @@ def from_rpc_error(error: grpc.RpcError) -> MeshError:
         code, details = error.code(), error.details() or ""
         status = status_pb2.Status(code=code.value[0], message=details)
     return from_status(status)
+
+
+async def ended_stream_error(call: Any, peer: str) -> MeshError:
+    """Why a stream that gave EOF has ended."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return MeshError(Reason.SERVICE_UNAVAILABLE, f"{peer} ended the stream")
+    return from_rpc_error(
+        grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), await call.details())
+    )
 
 
 def _reason_without_info(code: grpc.StatusCode, message: str) -> Reason:

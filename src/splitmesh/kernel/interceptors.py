@@ -21,8 +21,10 @@ from splitmesh.kernel.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+Context = Any
+"""grpc.aio.ServicerContext; grpc ships no types."""
+Handler = Any
+"""grpc.RpcMethodHandler."""
 Behaviour = Callable[[Any, Context], Any]
 
 TRACEPARENT_KEY = "traceparent"

@@ -30,6 +30,7 @@ from splitmesh.kernel.discovery import Discovery, Instance, Registration
 from splitmesh.kernel.discovery_consul import ConsulDiscovery
 from splitmesh.kernel.discovery_static import StaticDiscovery, parse_static
 from splitmesh.kernel.server import Binding, HealthControl, make_server
+from splitmesh.kernel.streams import Drain
 from splitmesh.kernel.telemetry import Telemetry, configure_logging
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class App:
     bindings: Sequence[Binding]
     parts: Sequence[Part] = field(default_factory=tuple)
     """Started in this order before the port is bound, stopped in reverse after the server has drained."""
+    drain: Drain = field(default_factory=Drain)
+    """What long-lived streams of this app listen to, so that they end by themselves at a stop."""
 
 
 class Build(Protocol[SettingsT]):
@@ -138,10 +141,14 @@ class Host:
             await part.start()
         server, port = make_server(settings, app.bindings, telemetry, health)
         await server.start()
-        self._stop_steps.append(lambda: _drain(server, settings.drain_s))
+        self._stop_steps.append(lambda: _stop_server(server, settings.drain_s))
+        self._stop_steps.append(lambda: app.drain.drain(settings.drain_s))
         self._stop_steps.append(health.shut_down)
         self.address = f"{_reachable_host(settings)}:{port}"
         await health.set("", True)
+        for binding in app.bindings:
+            if binding.serving_at_start:
+                await health.set(binding.name, True)
         instance = Instance(app.name, f"{app.name}-{settings.node}-{uuid4().hex[:8]}", self.address)
         registration: Registration = await discovery.register(instance)
         self._stop_steps.append(registration.deregister)
@@ -173,14 +180,14 @@ class Host:
         await self.stop()
 
 
-async def _drain(server: grpc.aio.Server, grace_s: float) -> None:
+async def _stop_server(server: grpc.aio.Server, grace_s: float) -> None:
     await server.stop(grace_s)
 
 
 def _reachable_host(settings: ServiceSettings) -> str:
     if settings.advertise_host:
         return settings.advertise_host
-    return socket.gethostname() if settings.host in ("0.0.0.0", "::", "[::]") else settings.host  # noqa: S104
+    return socket.gethostname() if settings.host in ("0.0.0.0", "::", "[::]") else settings.host
 
 
 def _write_ready_file(settings: ServiceSettings, address: str) -> None:

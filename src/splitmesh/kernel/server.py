@@ -32,6 +32,8 @@ class Binding:
     """Full name, such as ``splitmesh.api.registry.v1.RegistryService``."""
     add: Callable[[grpc.aio.Server], None]
     """Adds the servicer to a server."""
+    serving_at_start: bool = True
+    """False: the app itself reports SERVING to the health control when it can answer."""
 
 
 class HealthControl:
@@ -75,8 +77,9 @@ def make_server(
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     if settings.reflection:
         names = [binding.name for binding in bindings]
-        reflection.enable_server_reflection([*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                                             reflection.SERVICE_NAME], server)
+        reflection.enable_server_reflection(
+            [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], server
+        )
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")
     except RuntimeError as error:

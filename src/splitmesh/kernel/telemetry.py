@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -34,7 +35,9 @@ AttrValue = str | int | float | bool
 class Telemetry:
     """Makes spans for one service."""
 
-    def __init__(self, service: str, *, node: str = "", otlp_endpoint: str = "", processor: SpanProcessor | None = None):
+    def __init__(
+        self, service: str, *, node: str = "", otlp_endpoint: str = "", processor: SpanProcessor | None = None
+    ):
         resource = Resource.create({SERVICE_NAME: f"splitmesh-{service}", SERVICE_INSTANCE_ID: node or service})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         if otlp_endpoint:
@@ -57,7 +60,7 @@ class Telemetry:
         if parent is not None:
             context = trace.set_span_in_context(parent)
         else:
-            context = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else trace.Context()
+            context = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else Context()
         return self._tracer.start_span(name, context=context, attributes=_plain(attributes), start_time=start_ns)
 
     @contextmanager
@@ -70,14 +73,19 @@ class Telemetry:
         attributes: Mapping[Attr, AttrValue] | None = None,
     ) -> Iterator[OtelSpan]:
         """A span around a block; an exception marks it as failed with its reason."""
-        opened = self.start(name, parent=parent, traceparent=traceparent, attributes=attributes)
-        try:
+        with self.use(self.start(name, parent=parent, traceparent=traceparent, attributes=attributes)) as opened:
             yield opened
+
+    @contextmanager
+    def use(self, span: OtelSpan) -> Iterator[OtelSpan]:
+        """Ends an open span after a block; an exception marks it as failed with its reason."""
+        try:
+            yield span
         except BaseException as error:
-            fail(opened, error)
+            fail(span, error)
             raise
         finally:
-            opened.end()
+            span.end()
 
     def record(
         self,

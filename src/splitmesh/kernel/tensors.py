@@ -9,10 +9,10 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.tensor import DTYPES, FrameHeader, TensorLimits, TensorSpec, as_bytes, from_bytes
 from splitmesh.tensor.spec import DEFAULT_LIMITS, Array, spec_of
 
-DATA_TYPES: dict[str, tensor_pb2.DataType] = {
+DATA_TYPES: dict[str, tensor_pb2.DataType.ValueType] = {
     name: tensor_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES
 }
-CODEC_VALUES: dict[str, tensor_pb2.Codec] = {
+CODEC_VALUES: dict[str, tensor_pb2.Codec.ValueType] = {
     "identity": tensor_pb2.CODEC_IDENTITY,
     "zstd": tensor_pb2.CODEC_ZSTD,
 }

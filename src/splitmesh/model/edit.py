@@ -1,4 +1,4 @@
-"""Small questions that code adding nodes to an ONNX model asks: which opset, which names are free, what type is a tensor.
+"""What code that adds nodes to an ONNX model asks: which opset, which names are free, what type has a tensor.
 
 Knows nothing of cuts, exits or quantisation.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import onnx
-from onnx import GraphProto, ModelProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.shapes import infer
 
-FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 """Element types that float32 arithmetic may stand in for."""
 
 
@@ -48,13 +48,14 @@ class Names:
 def value_info(model: ModelProto, tensor: str) -> ValueInfoProto:
     """Type and shape of a tensor, inferred when not written in the model; its rank is known.
 
-    MeshError CUT_INVALID when the model has no such tensor, MODEL_SHAPE_UNKNOWN when its rank cannot be inferred.
+    MeshError CUT_INVALID when the model has no such tensor, MODEL_SHAPE_UNKNOWN when its rank cannot be inferred,
+    MODEL_CORRUPT when shapes contradict.
     """
     graph = model.graph
     produced = {name for node in graph.node for name in node.output} | {entry.name for entry in graph.input}
     if tensor not in produced:
         raise MeshError(Reason.CUT_INVALID, f"the model has no tensor {tensor!r}")
-    found = _written(graph, tensor) or _written(onnx.shape_inference.infer_shapes(model).graph, tensor)
+    found = _written(graph, tensor) or _written(infer(model).graph, tensor)
     if found is None:
         raise MeshError(Reason.MODEL_SHAPE_UNKNOWN, f"the rank of tensor {tensor!r} cannot be inferred")
     return found

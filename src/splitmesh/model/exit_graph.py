@@ -6,6 +6,8 @@ the exit was fitted is ``exits.py``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -23,9 +25,7 @@ AXES_AS_INPUT_OPSET = 18
 """From here on ReduceMean and ReduceMax take their axes as an input."""
 
 
-def attach_exit(
-    head: ModelProto, feature_tensor: str, fitted: FittedExit, output: str = EXIT_OUTPUT
-) -> ModelProto:
+def attach_exit(head: ModelProto, feature_tensor: str, fitted: FittedExit, output: str = EXIT_OUTPUT) -> ModelProto:
     """A copy of ``head`` with one more output: ``output``, float32 ``[batch, classes]``, equal to ``fitted.predict``.
 
     ``feature_tensor`` is any float tensor of the head of rank 2 to 4, normally the cut tensor. The exit reads it by its
@@ -88,7 +88,7 @@ class _Writer:
         self._names = names
         self._opset = opset
 
-    def node(self, operator: str, inputs: list[str], *, output: str | None = None, **attributes: object) -> str:
+    def node(self, operator: str, inputs: list[str], *, output: str | None = None, **attributes: Any) -> str:
         result = output or self._names.fresh(f"exit/{operator}:0")
         node: NodeProto = helper.make_node(
             operator, inputs, [result], name=self._names.fresh(f"exit/{operator}"), **attributes

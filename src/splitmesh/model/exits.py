@@ -120,12 +120,7 @@ def choose_feature(specs: Sequence[TensorSpec]) -> TensorSpec:
     usable = [spec for spec in specs if spec.dtype.startswith("float") and 2 <= len(spec.shape) <= 4]
     if not usable:
         raise MeshError(Reason.CUT_INVALID, "no tensor of the cut is a float tensor of rank 2 to 4, as an exit needs")
-    return max(usable, key=lambda spec: (spec.shape[channel_axis(len(spec.shape))], spec.size_bytes))
-
-
-def channel_axis(rank: int) -> int:
-    """Where the channels of a feature tensor are: last for tokens ``[n, tokens, channels]``, otherwise axis 1."""
-    return 2 if rank == 3 else 1
+    return max(usable, key=lambda spec: (spec.shape[2 if len(spec.shape) == 3 else 1], abs(spec.size_bytes)))
 
 
 def fit_exit(
@@ -200,7 +195,7 @@ def fit_exit(
 def split_samples(
     n: int, *, holdout: float, seed: int, groups: ArrayLike | None = None
 ) -> tuple[Indices, Indices, Indices]:
-    """Rows for fit, validation and hold-out, each sorted; whole groups stay together, the same seed gives the same parts.
+    """Rows for fit, validation and hold-out, each sorted; groups stay whole, the same seed gives the same parts.
 
     Not stratified by class on purpose: the hold-out has to look like production for a threshold to hold.
     MeshError CALIBRATION_INSUFFICIENT when a part has fewer samples than its minimum.
@@ -240,7 +235,8 @@ def _require_probabilities(probabilities: Array) -> Floats:
             "whole_probabilities", "has rows that are no distribution over at least 2 classes; apply softmax to logits"
         )
     wide = probabilities.astype(np.float64)
-    return wide / wide.sum(axis=1, keepdims=True)
+    normalised: Floats = wide / wide.sum(axis=1, keepdims=True)
+    return normalised
 
 
 def _standardisation(pooled: Floats) -> tuple[Floats, Floats]:
@@ -251,11 +247,12 @@ def _standardisation(pooled: Floats) -> tuple[Floats, Floats]:
 
 
 def _logits(parameters: Floats, standard: Floats) -> Floats:
-    return standard @ parameters[:-1] + parameters[-1]
+    logits: Floats = standard @ parameters[:-1] + parameters[-1]
+    return logits
 
 
 def _cross_entropy(logits: Floats, target: Floats) -> float:
-    return float(-(target * log_softmax(logits, axis=1)).sum(axis=1).mean())
+    return -float((target * log_softmax(logits, axis=1)).sum(axis=1).mean())
 
 
 def _fit_weights(standard: Floats, target: Floats, l2: float, start: Floats) -> Floats:

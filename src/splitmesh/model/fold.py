@@ -1,9 +1,9 @@
 """Evaluates the small integer arithmetic by which exporters compute shapes.
 
-ONNX's data propagation stops at ``Where``, ``Equal`` and everything that passes through a float, which is how torch writes
-``expand(-1)`` and ``interpolate(scale_factor)``. Here such nodes are computed, when all dimensions they start from are
-known, with ONNX's own reference implementation, and inference goes on from there. Never touches weights or activations:
-values above a fixed number of elements are not computed, so a hostile graph cannot ask for memory.
+ONNX's data propagation stops at ``Where``, ``Equal`` and everything that passes through a float, which is how torch
+writes ``expand(-1)`` and ``interpolate(scale_factor)``. Here such nodes are computed, when all dimensions they start
+from are known, with ONNX's own reference implementation, and inference goes on from there. Never touches weights or
+activations: values above a fixed number of elements are not computed, so a hostile graph cannot ask for memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ _MAX_ELEMENTS = 1024
 _MAX_ROUNDS = 64
 """Inference and folding alternate; one round resolves one more data-dependent shape on the longest path."""
 
-_OPERATORS = frozenset(
-    """Abs Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Floor Gather Greater GreaterOrEqual Identity Less
+_NAMES = """
+    Abs Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Floor Gather Greater GreaterOrEqual Identity Less
     LessOrEqual Max Min Mod Mul Neg Not Or Pow Range ReduceProd ReduceSum Reshape Round Slice Split Sqrt Squeeze Sub
-    Transpose Unsqueeze Where""".split()
-)
+    Transpose Unsqueeze Where
+"""
+_OPERATORS = frozenset(_NAMES.split())
 
 Value = NDArray[np.generic]
 TensorTypes = Mapping[str, onnx.TypeProto.Tensor]
@@ -89,7 +90,7 @@ def _evaluate(
         with np.errstate(all="ignore"):
             run = ReferenceEvaluator(helper.make_model(single, opset_imports=list(model.opset_import)))
             results = run.run(None, feeds)
-    except Exception:  # noqa: BLE001 - whatever the reference cannot compute simply stays unknown
+    except Exception:  # whatever the reference cannot compute stays unknown
         return None
     values = {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
     return values if all(value.size <= _MAX_ELEMENTS for value in values.values()) else None

@@ -1,7 +1,7 @@
 """The decision at the exit: is this answer sure enough to stay at the edge?
 
-Runs on every frame, so it is numpy and nothing else. Knows one number, the threshold; how that number is chosen and what it
-guarantees is ``threshold.py``. The rule fails safe: whatever is not a probability distribution escalates.
+Runs on every frame, so it is numpy and nothing else. Knows one number, the threshold; how that number is chosen and
+what it guarantees is ``threshold.py``. The rule fails safe: whatever is not a probability distribution escalates.
 """
 
 from __future__ import annotations

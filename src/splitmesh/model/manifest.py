@@ -26,7 +26,7 @@ REPORT = "report.json"
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 """A larger manifest is refused unread; labels and per-channel scales of real models take kilobytes."""
 
-ArtifactName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+ArtifactName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """A plain file name: a manifest from outside must not choose a folder."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -225,9 +225,7 @@ class Manifest(_Model):
     def from_json(cls, text: str | bytes) -> Manifest:
         """Read a manifest; MeshError MODEL_CORRUPT names the first problem."""
         if len(text) > MAX_MANIFEST_BYTES:
-            raise MeshError(
-                Reason.MODEL_CORRUPT, f"the manifest has {len(text)} bytes, more than {MAX_MANIFEST_BYTES}"
-            )
+            raise MeshError(Reason.MODEL_CORRUPT, f"the manifest has {len(text)} bytes, more than {MAX_MANIFEST_BYTES}")
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -236,111 +234,6 @@ class Manifest(_Model):
             raise MeshError(
                 Reason.MODEL_CORRUPT, f"the manifest is not valid: {where}: {first['msg']}", metadata={"field": where}
             ) from error
-
-
-def _names_meet(self) -> SplitInfo:
-        wire = {tensor.name: tensor for tensor in self.wire}
-        if len(wire) != len(self.wire):
-            raise ValueError("two wire tensors have the same name")
-        if _names(self.tail.inputs) != wire.keys():
-            raise ValueError(f"the tail takes {sorted(_names(self.tail.inputs))}, the wire carries {sorted(wire)}")
-        if missing := wire.keys() - _names(self.head.outputs):
-            raise ValueError(f"the head does not produce {sorted(missing)}")
-        for entry in self.quantisation:
-            if entry.wire_tensor not in wire:
-                raise ValueError(f"quantised tensor {entry.wire_tensor!r} does not cross")
-            if wire[entry.wire_tensor].dtype != entry.dtype:
-                raise ValueError(f"{entry.wire_tensor!r} crosses as {wire[entry.wire_tensor].dtype}, not {entry.dtype}")
-        return self
-
-
-class ExitInfo(_Model):
-    """The small classifier on the head's features."""
-
-    output: str
-    """The head's extra output: class probabilities ``[batch, classes]``."""
-    temperature: float = Field(gt=0, allow_inf_nan=False)
-    """What the logits were divided by before the softmax; already inside the head."""
-    fit_samples: int = Field(ge=1)
-    holdout_samples: int = Field(ge=0)
-    holdout_agreement: Share
-    """Share of hold-out samples where the exit's class is the full model's."""
-
-
-class Manifest(_Model):
-    """One model version. See the field types for what each part promises."""
-
-    schema_version: Literal[1] = 1
-    task: Literal["classification", "raw"]
-    """``raw``: outputs are returned as tensors, there are no labels."""
-    labels: tuple[str, ...] = ()
-    preprocess: Preprocess | None = None
-    """How a picture becomes the input; None: callers send tensors."""
-    whole: SegmentInfo
-    split: SplitInfo | None = None
-    exit: ExitInfo | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
-        self._check_labels()
-        if self.split is not None:
-            self._check_split(self.split)
-        if self.exit is not None:
-            if self.split is None:
-                raise ValueError("an exit needs a split: it sits on the head's features")
-            if self.task != "classification":
-                raise ValueError("an exit needs task 'classification'")
-        return self
-
-    def _check_labels(self) -> None:
-        if self.task == "raw":
-            if self.labels:
-                raise ValueError("task 'raw' has no labels")
-            return
-        if len(self.labels) < 2:
-            raise ValueError(f"task 'classification' needs at least 2 labels, got {len(self.labels)}")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("two labels are equal")
-        if not any(out.shape and out.shape[-1] in (-1, len(self.labels)) for out in self.whole.outputs):
-            raise ValueError(f"no output of the model has {len(self.labels)} classes as its last dimension")
-
-    def _check_split(self, split: SplitInfo) -> None:
-        if _names(split.head.inputs) != _names(self.whole.inputs):
-            raise ValueError("the head's inputs are not the whole model's")
-        if _names(split.tail.outputs) != _names(self.whole.outputs):
-            raise ValueError("the tail's outputs are not the whole model's")
-        extra = _names(split.head.outputs) - _names(split.wire)
-        expected = {self.exit.output} if self.exit else set()
-        if extra != expected:
-            raise ValueError(f"beside the wire the head produces {sorted(extra)}, the exit needs {sorted(expected)}")
-        artifacts = [self.whole.artifact, split.head.artifact, split.tail.artifact]
-        if len(set(artifacts)) != len(artifacts):
-            raise ValueError(f"two segments share an artefact: {artifacts}")
-
-    def to_json(self) -> str:
-        """The manifest as indented JSON, the same text for the same content."""
-        return self.model_dump_json(indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """Read a manifest; MeshError MODEL_CORRUPT names the first problem."""
-        if len(text) > MAX_MANIFEST_BYTES:
-            raise MeshError(
-                Reason.MODEL_CORRUPT, f"the manifest has {len(text)} bytes, more than {MAX_MANIFEST_BYTES}"
-            )
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise MeshError(
-                Reason.MODEL_CORRUPT, f"the manifest is not valid: {where}: {first['msg']}", metadata={"field": where}
-            ) from error
-
-
-def batch_free_bytes(tensors: Sequence[TensorInfo]) -> int:
-    """Bytes of one sample: every ``-1`` counts as 1."""
-    return sum(math.prod(max(1, dim) for dim in t.shape) * DTYPES[t.dtype].itemsize for t in tensors)
 
 
 def _names(tensors: Sequence[TensorInfo]) -> set[str]:

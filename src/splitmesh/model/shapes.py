@@ -1,9 +1,10 @@
 """How every tensor's shape depends on the batch size.
 
-ONNX's own inference loses the batch symbol at the first ``Reshape(-1)``. So the inputs' batch is fixed to 2 and to 3, both
-graphs are inferred (with :mod:`splitmesh.model.fold` for what inference cannot compute), and each dimension is solved as ``per_sample * batch + fixed``. That finds folded dimensions too
-(windows or heads multiplied into the batch). Dimensions that depend on values, or on a second dynamic input dimension,
-stay unknown. Large initialisers are left out of the inference: only their shapes matter.
+ONNX's own inference loses the batch symbol at the first ``Reshape(-1)``. So the inputs' batch is fixed to 2 and to 3,
+both graphs are inferred (with :mod:`splitmesh.model.fold` for what inference cannot compute), and each dimension is
+solved as ``per_sample * batch + fixed``. That finds folded dimensions too (windows or heads multiplied into the
+batch). Dimensions that depend on values, or on a second dynamic input dimension, stay unknown. Large initialisers are
+left out of the inference: only their shapes matter.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ def infer(model: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelProto:
     Not strict, operators without inference rules leave their outputs unknown; contradictions raise in both modes.
     """
     try:
-        return onnx.shape_inference.infer_shapes(
-            skeleton(model), check_type=True, strict_mode=strict, data_prop=True
-        )
+        return onnx.shape_inference.infer_shapes(skeleton(model), check_type=True, strict_mode=strict, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         detail = str(error).strip().replace("\n", " ")[:400]
         raise MeshError(Reason.MODEL_CORRUPT, f"shapes or types in the model contradict: {detail}") from error
@@ -118,7 +117,7 @@ def batch_shapes(model: onnx.ModelProto) -> TensorShapes:
 
 
 def shapes_at(model: onnx.ModelProto, *, batch: int, other: int | None = None) -> dict[str, onnx.TypeProto.Tensor]:
-    """Types of all tensors when the batch is fixed, and every other dynamic input dimension too when ``other`` is given."""
+    """Types of all tensors at one batch size; ``other``, when given, stands for every other dynamic input dimension."""
     copy = skeleton(model)
     _forget_declared(copy)
     _fix_inputs(copy, batch_symbol(model), batch, other)

@@ -1,4 +1,4 @@
-"""Chooses the exit's threshold from calibration samples so that a tolerated disagreement holds with a stated probability.
+"""Chooses the exit's threshold from calibration samples: a tolerated disagreement holds with a stated probability.
 
 What is guaranteed, exactly: let the n calibration samples be independent draws from the distribution that production
 samples also come from, none of them used to fit the exit. Then, with probability at least 1 - delta over the draw of
@@ -27,7 +27,7 @@ from splitmesh.model.gate import ESCALATE_ALL
 GRID: NDArray[np.float64] = np.concatenate([[1.0], 1.0 - np.geomspace(1e-7, 1.0, 512)])
 """Thresholds in the order of testing, 1 down to 0; dense near 1, where softmax confidences crowd.
 
-Fixed in advance, independent of any data: that is what the proof asks for. In a fixed sequence more points cost nothing.
+Fixed in advance, independent of any data, as the proof asks for. In a fixed sequence more points cost nothing.
 """
 
 
@@ -52,10 +52,8 @@ class ThresholdChoice:
 
 
 def risk_bound(disagreements: int, n: int, delta: float) -> float:
-    """Clopper-Pearson: the upper limit, at confidence 1 - delta, of a probability that occurred in this many of n draws."""
-    if n <= 0 or disagreements >= n:
-        return 1.0
-    return float(beta.ppf(1 - delta, disagreements + 1, n - disagreements))
+    """Clopper-Pearson: upper limit, at confidence 1 - delta, of the probability behind so many events in n draws."""
+    return float(_upper_bounds(np.array([disagreements]), n, delta)[0])
 
 
 def samples_needed(max_disagreement: float, delta: float) -> int:
@@ -68,9 +66,9 @@ def choose_threshold(
 ) -> ThresholdChoice:
     """The lowest threshold of ``GRID`` whose risk is at most ``max_disagreement`` with probability 1 - ``delta``.
 
-    ``confidences`` [n]: the exit's, NaN where it gave none (never accepted, still one of the n). ``agrees`` [n]: whether
-    its answer was the whole model's. Both from samples that the exit was not fitted to. Too little data is an answer, not
-    an error: ``ESCALATE_ALL`` with the reason. MeshError FIELD_INVALID for arguments out of range.
+    ``confidences`` [n]: the exit's, NaN where it gave none (never accepted, still one of the n). ``agrees`` [n]:
+    whether its answer was the whole model's. Both from samples that the exit was not fitted to. Too little data is an
+    answer, not an error: ``ESCALATE_ALL`` with the reason. MeshError FIELD_INVALID for arguments out of range.
     """
     for name, value in (("max_disagreement", max_disagreement), ("delta", delta)):
         if not 0 < value < 1:
@@ -86,29 +84,32 @@ def choose_threshold(
             f"{n} calibration samples are too few: a disagreement of at most {max_disagreement:g} with probability "
             f"{1 - delta:g} takes at least {needed}, even when none disagrees",
         )
-    best, best_bound = None, 0.0
-    for threshold in GRID:
-        wrong = int(np.count_nonzero((scores >= threshold) & ~agreed))
-        bound = risk_bound(wrong, n, delta)
-        if bound > max_disagreement:
-            break
-        best, best_bound = float(threshold), bound
-    if best is None:
+    disagreeing = np.sort(scores[~agreed & ~np.isnan(scores)])
+    wrong = len(disagreeing) - np.searchsorted(disagreeing, GRID)
+    # the risk only grows along the grid, so testing one after the other stops at the first bound above the tolerance
+    passed = int(np.searchsorted(_upper_bounds(wrong, n, delta), max_disagreement, side="right"))
+    if passed == 0:
         return _escalate(n, f"even answers of confidence 1 disagree more often than {max_disagreement:g} allows")
-    taken = scores >= best
-    accepted, wrong = int(np.count_nonzero(taken)), int(np.count_nonzero(taken & ~agreed))
+    best, disagreements = float(GRID[passed - 1]), int(wrong[passed - 1])
+    accepted = int(np.count_nonzero(scores >= best))
     if accepted == 0:
         return _escalate(n, f"at the lowest threshold that keeps the promise ({best:.6g}) no calibration sample exits")
+    bound = risk_bound(disagreements, n, delta)
     return ThresholdChoice(
         threshold=best,
         coverage=accepted / n,
-        disagreements=wrong,
+        disagreements=disagreements,
         accepted=accepted,
         n=n,
-        bound=best_bound,
-        reason=f"{accepted} of {n} calibration samples exit, {wrong} of them against the whole model: with probability "
-        f"{1 - delta:g} at most {best_bound:.4g} of new samples exit and disagree (tolerated: {max_disagreement:g})",
+        bound=bound,
+        reason=f"{accepted} of {n} calibration samples exit, {disagreements} against the whole model: with probability "
+        f"{1 - delta:g} at most {bound:.4g} of new samples exit and disagree (tolerated: {max_disagreement:g})",
     )
+
+
+def _upper_bounds(events: NDArray[np.int64], n: int, delta: float) -> NDArray[np.float64]:
+    others = n - events
+    return np.where(others > 0, beta.ppf(1 - delta, events + 1, np.maximum(others, 1)), 1.0)
 
 
 def _escalate(n: int, reason: str) -> ThresholdChoice:

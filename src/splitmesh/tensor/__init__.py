@@ -1,4 +1,4 @@
-"""Tensors as they cross a wire: what they look like (spec), how they are packed (codecs), how a frame is cut and checked (framing).
+"""Tensors as they cross a wire: what they look like (spec), how they are packed (codecs), how frames are cut (framing).
 
 Pure: numpy, zstandard and crc32c only.
 """

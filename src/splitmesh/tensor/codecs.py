@@ -94,9 +94,7 @@ def codec_named(name: str) -> Codec:
     try:
         return CODECS[name]
     except KeyError:
-        raise MeshError(
-            Reason.CODEC_UNSUPPORTED, f"codec {name!r} is unknown; known: {', '.join(CODECS)}"
-        ) from None
+        raise MeshError(Reason.CODEC_UNSUPPORTED, f"codec {name!r} is unknown; known: {', '.join(CODECS)}") from None
 
 
 def encode(name: str, data: Buffer) -> Buffer:

@@ -90,9 +90,7 @@ def unpack(frame: Frame, limits: TensorLimits = DEFAULT_LIMITS) -> list[Array]:
         )
     if google_crc32c.value(bytes(payload)) != header.crc32c:
         raise MeshError(Reason.CHECKSUM_MISMATCH, "the payload's crc32c differs from its header's")
-    plain = memoryview(
-        codec_named(header.codec).decode(payload, sum(spec.size_bytes for spec in header.tensors))
-    )
+    plain = memoryview(codec_named(header.codec).decode(payload, sum(spec.size_bytes for spec in header.tensors)))
     arrays, start = [], 0
     for spec in header.tensors:
         arrays.append(from_bytes(spec, plain[start : start + spec.size_bytes], limits))

@@ -67,7 +67,8 @@ class TensorSpec:
         if len(self.shape) > MAX_RANK or any(not 1 <= dim <= limits.max_dim for dim in self.shape):
             raise MeshError(
                 Reason.TENSOR_SHAPE_MISMATCH,
-                f"tensor {self.name!r} has shape {list(self.shape)}; at most {MAX_RANK} dimensions of 1..{limits.max_dim}",
+                f"tensor {self.name!r} has shape {list(self.shape)}; "
+                f"at most {MAX_RANK} dimensions of 1..{limits.max_dim}",
             )
         if self.size_bytes > limits.max_size_bytes:
             raise MeshError(
@@ -103,7 +104,7 @@ def as_bytes(array: Array) -> memoryview:
         raise MeshError(
             Reason.TENSOR_DTYPE_MISMATCH, f"dtype {array.dtype.name} cannot be sent; accepted: {', '.join(DTYPES)}"
         )
-    return memoryview(np.ascontiguousarray(array, dtype=dtype).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array, dtype=dtype).reshape(-1).view(np.uint8).data
 
 
 def from_bytes(spec: TensorSpec, data: Buffer, limits: TensorLimits = DEFAULT_LIMITS) -> Array:

@@ -35,6 +35,8 @@ class _AnsweredByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnsweredBy
     """The tail in the cloud answered."""
     ANSWERED_BY_EDGE_FALLBACK: _AnsweredBy.ValueType  # 3
     """The exit answered although it was not confident: link down, deadline too near or cloud busy."""
+    ANSWERED_BY_EDGE_WHOLE: _AnsweredBy.ValueType  # 4
+    """The whole model runs at the edge: the version in use is not split."""
 
 class AnsweredBy(_AnsweredBy, metaclass=_AnsweredByEnumTypeWrapper):
     """Who answered a frame."""
@@ -47,6 +49,8 @@ ANSWERED_BY_CLOUD_TAIL: AnsweredBy.ValueType  # 2
 """The tail in the cloud answered."""
 ANSWERED_BY_EDGE_FALLBACK: AnsweredBy.ValueType  # 3
 """The exit answered although it was not confident: link down, deadline too near or cloud busy."""
+ANSWERED_BY_EDGE_WHOLE: AnsweredBy.ValueType  # 4
+"""The whole model runs at the edge: the version in use is not split."""
 Global___AnsweredBy: _TypeAlias = AnsweredBy  # noqa: Y015
 
 @_typing.final
@@ -63,7 +67,7 @@ class InferRequest(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model by name; empty means the head's only model."""
+    """Model by name; empty means the head's first model."""
     camera_id: _builtins.str
     """Which camera took it; free text of at most 128 characters, used in traces and counts."""
     frame_id: _builtins.int
@@ -71,7 +75,8 @@ class InferRequest(_message.Message):
     image: _builtins.bytes
     """An encoded picture: JPEG, PNG, WebP, BMP or TIFF."""
     deadline_ms: _builtins.int
-    """Milliseconds from arrival at the head within which an answer is useful; 0 means the head's default. When the cloud
+    """Milliseconds from arrival at the head within which an answer is useful; 0 means the head's default, larger values are
+    cut to 600,000. When the cloud
     cannot answer in time, the exit's answer is given and marked EDGE_FALLBACK.
     """
     traceparent: _builtins.str

@@ -1,0 +1,27 @@
+"""Where the tail's objects meet."""
+
+from __future__ import annotations
+
+from splitmesh.client.registry import RegistryClient
+
+from cloud.tail.config import TailSettings
+from cloud.tail.run import RunStreams
+from cloud.tail.segments import Segments
+from cloud.tail.servicer import SegmentServicer
+from splitmesh.api.segment.v1 import segment_pb2_grpc
+from splitmesh.client.cache import ModelCache
+from splitmesh.kernel.lifecycle import App, Kernel
+from splitmesh.kernel.server import Binding
+from splitmesh.kernel.streams import Drain
+
+
+def build(settings: TailSettings, kernel: Kernel) -> App:
+    """The tail, not started."""
+    drain = Drain()
+    segments = Segments(ModelCache(settings.data_dir, RegistryClient(kernel.channels)), settings)
+    servicer = SegmentServicer(RunStreams(segments, settings, kernel.telemetry, drain))
+    binding = Binding(
+        "splitmesh.api.segment.v1.SegmentService",
+        lambda server: segment_pb2_grpc.add_SegmentServiceServicer_to_server(servicer, server),
+    )
+    return App("tail", [binding], parts=[segments], drain=drain)

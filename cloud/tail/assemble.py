@@ -1,0 +1,85 @@
+"""Messages of a Run stream to whole frames: the order of messages, chunk counts and sizes, before anything is decoded.
+
+A frame that breaks a rule becomes a :class:`Broken` and the stream goes on; a stream that cannot be followed any more
+(a chunk without a header, a second open) ends with PROTOCOL_VIOLATION.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from splitmesh.api.segment.v1 import segment_pb2
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.tensors import header_from_message
+from splitmesh.tensor import Frame, TensorLimits
+from splitmesh.tensor.framing import check_header
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A complete frame, not yet decoded."""
+
+    frame_id: int
+    frame: Frame
+    traceparent: str
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A frame that will not be decoded, and why."""
+
+    frame_id: int
+    error: MeshError
+
+
+async def assemble(
+    requests: AsyncIterator[segment_pb2.RunRequest], limits: TensorLimits
+) -> AsyncIterator[Whole | Broken]:
+    """Frames in the order of arrival, after ``open`` was read."""
+    async for request in requests:
+        kind = request.WhichOneof("message")
+        if kind != "frame":
+            raise MeshError(Reason.PROTOCOL_VIOLATION, f"expected a frame, got {kind or 'an empty message'}")
+        yield await _frame(request.frame, requests, limits)
+
+
+async def _frame(
+    message: segment_pb2.SegmentFrame, requests: AsyncIterator[segment_pb2.RunRequest], limits: TensorLimits
+) -> Whole | Broken:
+    try:
+        header = header_from_message(message.header)
+        check_header(header, limits)
+    except MeshError as error:
+        # The chunks that were announced are still under way and have to be read past.
+        await _skip(requests, message.header.chunk_count)
+        return Broken(message.frame_id, error)
+    payload: bytes | bytearray = message.payload
+    if header.chunk_count:
+        payload = bytearray()
+        for index in range(header.chunk_count):
+            chunk = await _chunk(requests, index)
+            if len(payload) + len(chunk) > header.size_bytes:
+                await _skip(requests, header.chunk_count - index - 1)
+                return Broken(
+                    message.frame_id,
+                    MeshError(
+                        Reason.TENSOR_SIZE_MISMATCH, f"the chunks exceed the {header.size_bytes} bytes announced"
+                    ),
+                )
+            payload += chunk
+    return Whole(message.frame_id, Frame(header, payload), message.traceparent, message.deadline_ms)
+
+
+async def _chunk(requests: AsyncIterator[segment_pb2.RunRequest], index: int) -> bytes:
+    request = await anext(requests, None)
+    if request is None or request.WhichOneof("message") != "chunk" or request.chunk.index != index:
+        raise MeshError(Reason.PROTOCOL_VIOLATION, f"expected chunk {index} of the frame announced before")
+    return request.chunk.data
+
+
+async def _skip(requests: AsyncIterator[segment_pb2.RunRequest], count: int) -> None:
+    for _ in range(count):
+        if await anext(requests, None) is None:
+            return

@@ -1,0 +1,124 @@
+"""One Run stream: frames in, results out, each frame with its own trace, deadline and error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from cloud.tail.assemble import Broken, Whole, assemble
+from cloud.tail.batch import Computed
+from cloud.tail.config import TailSettings
+from cloud.tail.segments import Loaded, Segments
+from splitmesh.api.segment.v1 import segment_pb2
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.errors import to_status
+from splitmesh.kernel.signals import Attr, Span
+from splitmesh.kernel.streams import Drain, FrameStream
+from splitmesh.kernel.telemetry import AttrValue, Telemetry
+from splitmesh.kernel.tensors import spec_to_message, tensor_to_message
+from splitmesh.tensor import TensorLimits, require_finite, unpack
+from splitmesh.tensor.spec import Array
+
+DEFAULT_DEADLINE_MS = 10_000
+
+Requests = AsyncIterator[segment_pb2.RunRequest]
+Responses = AsyncIterator[segment_pb2.RunResponse]
+
+
+class RunStreams:
+    """Serves Run and Describe for the loaded segments."""
+
+    def __init__(self, segments: Segments, settings: TailSettings, telemetry: Telemetry, drain: Drain) -> None:
+        self._segments = segments
+        self._settings = settings
+        self._telemetry = telemetry
+        self._drain = drain
+        self._limits = TensorLimits(max_size_bytes=settings.max_frame_bytes)
+
+    async def serve(self, requests: Requests) -> Responses:
+        """Read open, load the segment, then answer frames until the stream ends or the node drains."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "open":
+            raise MeshError(Reason.PROTOCOL_VIOLATION, "the first message must be open")
+        async with self._segments.use(first.open.model, first.open.version) as loaded:
+            yield segment_pb2.RunResponse(
+                accepted=segment_pb2.Accepted(
+                    node=self._settings.node,
+                    credit=self._settings.credit,
+                    max_frame_bytes=self._settings.max_frame_bytes,
+                )
+            )
+            stream: FrameStream[Whole | Broken, segment_pb2.RunResponse] = FrameStream(
+                lambda item: self._answer(item, loaded), _frame_error, credit=self._settings.credit, drain=self._drain
+            )
+            async for response in stream.serve(assemble(requests, self._limits)):
+                yield response
+
+    def describe(self) -> segment_pb2.DescribeResponse:
+        """What is loaded now."""
+        loaded = self._segments.loaded()
+        return segment_pb2.DescribeResponse(
+            node=self._settings.node,
+            segments=[
+                segment_pb2.LoadedSegment(
+                    model=one.model,
+                    version=one.version,
+                    inputs=[spec_to_message(spec) for spec in one.session.inputs],
+                    outputs=[spec_to_message(spec) for spec in one.session.outputs],
+                    backend="onnxruntime",
+                )
+                for one in loaded
+            ],
+            queue_length=sum(len(one.batcher) for one in loaded),
+        )
+
+    async def _answer(self, item: Whole | Broken, loaded: Loaded) -> segment_pb2.RunResponse:
+        if isinstance(item, Broken):
+            raise item.error
+        attributes: dict[Attr, AttrValue] = {
+            Attr.MODEL: loaded.model,
+            Attr.VERSION: loaded.version,
+            Attr.NODE: self._settings.node,
+            Attr.FRAME_ID: item.frame_id,
+        }
+        with self._telemetry.span(Span.TAIL_FRAME, traceparent=item.traceparent, attributes=attributes) as span:
+            feeds = _feeds(item, loaded, self._limits)
+            deadline_s = (item.deadline_ms or DEFAULT_DEADLINE_MS) / 1000
+            done = await loaded.batcher.submit(feeds, deadline_s)
+            self._telemetry.record(Span.TAIL_QUEUE, done.enqueued_ns, done.started_ns, parent=span)
+            batch = {Attr.BATCH_ID: done.batch_id, Attr.BATCH_SIZE: done.batch_size}
+            self._telemetry.record(Span.TAIL_COMPUTE, done.started_ns, done.ended_ns, parent=span, attributes=batch)
+            return segment_pb2.RunResponse(result=_result(item.frame_id, done, loaded))
+
+
+def _feeds(item: Whole, loaded: Loaded, limits: TensorLimits) -> dict[str, Array]:
+    """The frame's arrays, after they were held against the signed shapes of the cut."""
+    specs = item.frame.header.tensors
+    if [spec.name for spec in specs] != [spec.name for spec in loaded.wire]:
+        raise MeshError(
+            Reason.TENSOR_SHAPE_MISMATCH,
+            f"the frame carries {[spec.name for spec in specs]}, the cut is {[spec.name for spec in loaded.wire]}",
+        )
+    for expected, spec in zip(loaded.wire, specs, strict=True):
+        expected.require_match(spec)
+        if spec.shape[:1] != (1,):
+            raise MeshError(
+                Reason.TENSOR_SHAPE_MISMATCH, f"tensor {spec.name!r} must hold one sample (first dimension 1)"
+            )
+    feeds = dict(zip((spec.name for spec in specs), unpack(item.frame, limits), strict=True))
+    for name, array in feeds.items():
+        require_finite(name, array)
+    return feeds
+
+
+def _result(frame_id: int, done: Computed, loaded: Loaded) -> segment_pb2.Result:
+    return segment_pb2.Result(
+        frame_id=frame_id,
+        outputs=[tensor_to_message(spec.name, done.outputs[spec.name]) for spec in loaded.session.outputs],
+        queue_ms=(done.started_ns - done.enqueued_ns) / 1e6,
+        compute_ms=(done.ended_ns - done.started_ns) / 1e6,
+        batch_size=done.batch_size,
+    )
+
+
+def _frame_error(item: Whole | Broken, error: MeshError) -> segment_pb2.RunResponse:
+    return segment_pb2.RunResponse(frame_error=segment_pb2.FrameError(frame_id=item.frame_id, status=to_status(error)))

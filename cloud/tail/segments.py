@@ -1,0 +1,131 @@
+"""The segments in memory: fetched, verified, loaded and warmed once, however many heads ask at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from cloud.tail.batch import Batcher
+from cloud.tail.config import TailSettings
+from splitmesh.client.cache import ModelCache
+from splitmesh.errors import MeshError, Reason
+from splitmesh.runtime import Session, open_session
+from splitmesh.tensor import DTYPES
+from splitmesh.tensor.spec import TensorSpec
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A segment in memory."""
+
+    model: str
+    version: int
+    session: Session
+    batcher: Batcher
+    wire: tuple[TensorSpec, ...]
+    """What a frame must carry, in this order."""
+    streams: int = 0
+
+
+class Segments:
+    """Loaded segments by model and version."""
+
+    def __init__(self, cache: ModelCache, settings: TailSettings) -> None:
+        self._cache = cache
+        self._settings = settings
+        self._loaded: dict[Key, Loaded] = {}
+        self._lock = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Nothing is loaded before a head asks."""
+
+    async def stop(self) -> None:
+        """Unload everything."""
+        for loaded in self._loaded.values():
+            await loaded.batcher.stop()
+            loaded.session.close()
+        self._loaded.clear()
+
+    def loaded(self) -> list[Loaded]:
+        """What is in memory."""
+        return list(self._loaded.values())
+
+    @asynccontextmanager
+    async def use(self, model: str, version: int) -> AsyncIterator[Loaded]:
+        """The segment, loaded when needed and not unloaded inside the block."""
+        # One load at a time: two at once would only fight for the same cores and memory.
+        async with self._lock:
+            key = (model, version)
+            loaded = self._loaded.pop(key, None) or await self._load(model, version)
+            self._loaded[key] = loaded  # newest last
+            loaded.streams += 1
+        try:
+            yield loaded
+        finally:
+            loaded.streams -= 1
+
+    async def _load(self, model: str, version: int) -> Loaded:
+        await self._make_room()
+        try:
+            async with asyncio.timeout(self._settings.load_deadline_s):
+                info = await self._cache.version(model, version)
+                manifest = await self._cache.manifest(info)
+                if manifest.split is None:
+                    raise MeshError(Reason.MODEL_INCOMPLETE, f"{model} version {version} is not split: it has no tail")
+                content = await self._cache.part(info, manifest.split.tail.artifact)
+                session = await asyncio.to_thread(_open_warm, content, self._settings)
+        except TimeoutError as error:
+            raise MeshError(
+                Reason.NOT_READY, f"{model} version {version} was not loaded in {self._settings.load_deadline_s} s"
+            ) from error
+        batchable = all(spec.shape[:1] == (-1,) for spec in (*session.inputs, *session.outputs))
+        batcher = Batcher(
+            session.run,
+            max_batch=self._settings.max_batch if batchable else 1,
+            max_delay_s=self._settings.max_batch_delay_ms / 1000 if batchable else 0.0,
+            max_queue=self._settings.max_queue,
+        )
+        batcher.start()
+        log.info("loaded the tail of %s version %d", model, version)
+        return Loaded(model, version, session, batcher, tuple(tensor.spec() for tensor in manifest.split.wire))
+
+    async def _make_room(self) -> None:
+        idle = [key for key, loaded in self._loaded.items() if not loaded.streams]
+        while len(self._loaded) >= self._settings.max_loaded_segments:
+            if not idle:
+                raise MeshError(
+                    Reason.QUEUE_FULL,
+                    f"all {len(self._loaded)} segments in memory are in use",
+                    retry_after_s=5.0,
+                )
+            loaded = self._loaded.pop(idle.pop(0))
+            await loaded.batcher.stop()
+            loaded.session.close()
+            log.info("unloaded the tail of %s version %d", loaded.model, loaded.version)
+
+
+def _open_warm(content: bytes, settings: TailSettings) -> Session:
+    """Load and run once on zeros for the smallest and largest batch, so that no frame pays for the first run."""
+    session = open_session(content, threads=settings.compute_threads)
+    batchable = all(spec.shape[:1] == (-1,) for spec in session.inputs)
+    for batch in {1, settings.max_batch if batchable else 1}:
+        shapes = [
+            tuple(batch if axis == 0 and dim == -1 else max(dim, 1) for axis, dim in enumerate(spec.shape))
+            for spec in session.inputs
+        ]
+        if any(-1 in spec.shape[1:] for spec in session.inputs) or math.prod(map(math.prod, shapes)) == 0:
+            return session
+        session.run(
+            {spec.name: np.zeros(shape, DTYPES[spec.dtype]) for spec, shape in zip(session.inputs, shapes, strict=True)}
+        )
+    return session

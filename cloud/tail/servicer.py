@@ -1,0 +1,27 @@
+"""SegmentService on gRPC: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from cloud.tail.run import RunStreams
+from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
+
+
+class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
+    """Serves the loaded segments."""
+
+    def __init__(self, streams: RunStreams) -> None:
+        self._streams = streams
+
+    async def Run(
+        self, request_iterator: AsyncIterator[segment_pb2.RunRequest], context: Any
+    ) -> AsyncIterator[segment_pb2.RunResponse]:
+        """One stream of frames for one model version."""
+        async for response in self._streams.serve(aiter(request_iterator)):
+            yield response
+
+    async def Describe(self, request: segment_pb2.DescribeRequest, context: Any) -> segment_pb2.DescribeResponse:
+        """What this node has loaded."""
+        return self._streams.describe()

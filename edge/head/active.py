@@ -1,0 +1,60 @@
+"""The version a head answers with: its session, its gate, its link to the tails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from splitmesh.client.registry import VersionInfo
+
+from splitmesh.client.segment import SegmentLink
+from splitmesh.model.gate import ESCALATE_ALL, Gate
+from splitmesh.model.manifest import Manifest
+from splitmesh.runtime import Session
+from splitmesh.tensor import DTYPES
+
+
+@dataclass(slots=True)
+class ActiveModel:
+    """One loaded version. Frames that began with it end with it, also when a newer one is active already."""
+
+    info: VersionInfo
+    manifest: Manifest
+    session: Session
+    link: SegmentLink | None
+    """To the tails; None when the version is not split."""
+    gate: Gate = field(default_factory=lambda: Gate(ESCALATE_ALL))
+    """Replaced whole when the router pushes a policy."""
+    policy_revision: int = 0
+    _users: int = 0
+    _unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def use(self) -> Iterator[ActiveModel]:
+        """Keeps the version loaded inside the block."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def retire(self) -> None:
+        """Close when the last frame is answered."""
+        if self._users:
+            await self._unused.wait()
+        if self.link is not None:
+            await self.link.stop()
+        self.session.close()
+
+
+def warm_up(session: Session) -> None:
+    """Run once on zeros, so that no frame pays for the first run; a model with open dimensions is not warmed up."""
+    if any(-1 in spec.shape[1:] for spec in session.inputs):
+        return
+    session.run({spec.name: np.zeros((1, *spec.shape[1:]), DTYPES[spec.dtype]) for spec in session.inputs})

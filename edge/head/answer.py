@@ -1,0 +1,224 @@
+"""One frame's way through the head: perceive, gate, answer at the edge or escalate, fall back when nobody answers.
+
+This is the place to read to know where a frame goes. Every frame ends in exactly one of: an answer, or a MeshError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from opentelemetry.trace import Span as OtelSpan
+
+from edge.head.active import ActiveModel
+from edge.head.config import HeadSettings
+from edge.head.follow import Models
+from edge.head.perceive import Perceived, check_request, perceive
+from edge.head.report import Outcomes
+from splitmesh.api.inference.v1 import inference_pb2 as pb
+from splitmesh.client.segment import SegmentLink, SegmentResult
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.signals import Attr, Span
+from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_id_of, traceparent_of
+from splitmesh.kernel.tensors import tensor_to_message
+from splitmesh.model.classes import as_probabilities
+from splitmesh.model.gate import confidence
+from splitmesh.tensor import TensorLimits, pack
+from splitmesh.tensor.spec import Array
+
+MAX_DEADLINE_MS = 600_000
+MAX_LABELS = 1000
+_NAMES = {
+    pb.ANSWERED_BY_EDGE_EXIT: "EDGE_EXIT",
+    pb.ANSWERED_BY_CLOUD_TAIL: "CLOUD_TAIL",
+    pb.ANSWERED_BY_EDGE_FALLBACK: "EDGE_FALLBACK",
+    pb.ANSWERED_BY_EDGE_WHOLE: "EDGE_WHOLE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What stays the same on a frame's way."""
+
+    request: pb.InferRequest
+    active: ActiveModel
+    span: OtelSpan
+    arrived_ns: int
+    expires: float
+    """On the loop's clock."""
+
+
+class Answerer:
+    """Answers frames with the active version of the model they ask for."""
+
+    def __init__(self, models: Models, settings: HeadSettings, telemetry: Telemetry, outcomes: Outcomes) -> None:
+        self._models = models
+        self._settings = settings
+        self._telemetry = telemetry
+        self._outcomes = outcomes
+        self._workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="head")
+        self._limits = TensorLimits(max_size_bytes=settings.max_frame_bytes)
+        self._in_progress = 0
+
+    async def start(self) -> None:
+        """Nothing to wait for."""
+
+    async def stop(self) -> None:
+        """Let the worker threads go."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, request: pb.InferRequest) -> pb.InferResponse:
+        """The frame's answer.
+
+        Raises MeshError for a bad frame, QUEUE_FULL when too many are in progress, DEADLINE_EXPIRED, and, for a version
+        without an exit, what kept the tail from answering.
+        """
+        arrived_ns = time.time_ns()
+        attributes: dict[Attr, AttrValue] = {
+            Attr.CAMERA_ID: request.camera_id[:128],
+            Attr.FRAME_ID: request.frame_id,
+            Attr.NODE: self._settings.node,
+        }
+        with self._telemetry.span(Span.HEAD_FRAME, traceparent=request.traceparent, attributes=attributes) as span:
+            span.set_attribute(Attr.INPUT_BYTES, check_request(request, self._settings.max_frame_bytes))
+            if self._in_progress >= self._settings.max_frames:
+                raise MeshError(
+                    Reason.QUEUE_FULL, f"{self._in_progress} frames are in progress already", retry_after_s=0.1
+                )
+            self._in_progress += 1
+            try:
+                with self._models.active(request.model).use() as active:
+                    span.set_attribute(Attr.MODEL, active.info.model)
+                    span.set_attribute(Attr.VERSION, active.info.version)
+                    return await self._answer(request, active, span, arrived_ns)
+            finally:
+                self._in_progress -= 1
+
+    async def _answer(
+        self, request: pb.InferRequest, active: ActiveModel, span: OtelSpan, arrived_ns: int
+    ) -> pb.InferResponse:
+        deadline_ms = min(request.deadline_ms or self._settings.default_deadline_ms, MAX_DEADLINE_MS)
+        loop = asyncio.get_running_loop()
+        frame = _Frame(request, active, span, arrived_ns, loop.time() + deadline_ms / 1000)
+        try:
+            async with asyncio.timeout_at(frame.expires):
+                seen = await loop.run_in_executor(self._workers, self._perceive, active, request)
+        except TimeoutError as error:
+            raise MeshError(Reason.DEADLINE_EXPIRED, f"the head did not get to it in {deadline_ms} ms") from error
+        except MeshError as error:
+            self._outcomes.refused(active.info, error.reason)
+            raise
+        self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=span)
+        response = pb.InferResponse(
+            frame_id=request.frame_id,
+            model=active.info.model,
+            version=active.info.version,
+            trace_id=trace_id_of(span),
+            timings=pb.Timings(
+                queue_ms=(seen.started_ns - arrived_ns) / 1e6,
+                decode_ms=(seen.decoded_ns - seen.started_ns) / 1e6,
+                head_ms=(seen.ended_ns - seen.decoded_ns) / 1e6,
+            ),
+        )
+        await self._decide(frame, seen, response)
+        response.timings.total_ms = (time.time_ns() - arrived_ns) / 1e6
+        span.set_attribute(Attr.ANSWERED_BY, _NAMES[response.answered_by])
+        return response
+
+    def _perceive(self, active: ActiveModel, request: pb.InferRequest) -> Perceived:
+        return perceive(active, request, max_pixels=self._settings.max_pixels, limits=self._limits)
+
+    async def _decide(self, frame: _Frame, seen: Perceived, response: pb.InferResponse) -> None:
+        """Fill in the answer: from the whole model, the exit, the tail, or the exit as fallback."""
+        manifest, link = frame.active.manifest, frame.active.link
+        if manifest.split is None or link is None:
+            self._telemetry.record(Span.HEAD_SEGMENT, seen.decoded_ns, seen.ended_ns, parent=frame.span)
+            response.answered_by = pb.ANSWERED_BY_EDGE_WHOLE
+            _fill(response, frame.active, seen.outputs)
+            return
+        response.cut.extend(tensor.name for tensor in manifest.split.cut)
+        exit_row = None if manifest.exit is None else seen.outputs[manifest.exit.output]
+        sure = False
+        attributes: dict[Attr, AttrValue] = {}
+        if exit_row is not None:
+            sure = bool(frame.active.gate.decide(exit_row)[0])
+            response.exit_confidence = float(np.nan_to_num(confidence(exit_row)[0]))
+            attributes = {Attr.EXIT_CONFIDENCE: response.exit_confidence, Attr.THRESHOLD: frame.active.gate.threshold}
+        self._telemetry.record(
+            Span.HEAD_SEGMENT, seen.decoded_ns, seen.ended_ns, parent=frame.span, attributes=attributes
+        )
+        if exit_row is not None and sure:
+            response.answered_by = pb.ANSWERED_BY_EDGE_EXIT
+            _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
+            self._outcomes.edge_exit(frame.active.info)
+            return
+        try:
+            result = await self._escalate(frame, link, seen, response)
+        except MeshError as error:
+            if exit_row is None:
+                self._outcomes.refused(frame.active.info, error.reason)
+                raise
+            response.answered_by = pb.ANSWERED_BY_EDGE_FALLBACK
+            response.fallback_reason = error.reason.value
+            frame.span.set_attribute(Attr.FALLBACK_REASON, error.reason.value)
+            _fill_labels(response, frame.active, _usable(exit_row))
+            self._outcomes.fallback(frame.active.info, error.reason)
+            return
+        response.answered_by = pb.ANSWERED_BY_CLOUD_TAIL
+        _fill(response, frame.active, result.outputs)
+        disagreed = exit_row is not None and bool(response.labels) and response.labels[0].index != _best(exit_row)
+        self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
+
+    async def _escalate(
+        self, frame: _Frame, link: SegmentLink, seen: Perceived, response: pb.InferResponse
+    ) -> SegmentResult:
+        loop = asyncio.get_running_loop()
+        with self._telemetry.span(Span.HEAD_ESCALATE, parent=frame.span) as span:
+            begun = time.perf_counter()
+            wire = frame.active.manifest.split.wire if frame.active.manifest.split else ()
+            packed = await loop.run_in_executor(
+                self._workers, pack, [(tensor.name, seen.outputs[tensor.name]) for tensor in wire], self._settings.codec
+            )
+            response.timings.encode_ms = (time.perf_counter() - begun) * 1000
+            left_s = frame.expires - loop.time() - self._settings.answer_margin_ms / 1000
+            if left_s <= 0:
+                raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
+            response.uplink_bytes = len(packed.payload)
+            span.set_attribute(Attr.UPLINK_BYTES, len(packed.payload))
+            result = await link.run(packed, traceparent=traceparent_of(span), deadline_s=left_s)
+        response.timings.tail_queue_ms = result.queue_ms
+        response.timings.tail_ms = result.compute_ms
+        response.timings.link_ms = max(0.0, result.round_trip_ms - result.queue_ms - result.compute_ms)
+        return result
+
+
+def _usable(exit_row: Array) -> NDArray[np.float64]:
+    """The exit's row as it is; one that is no distribution names no class."""
+    row: NDArray[np.float64] = as_probabilities(exit_row)[0]
+    if not np.isfinite(row).all():
+        raise MeshError(Reason.TENSOR_NOT_FINITE, "the exit gave no distribution and the tail did not answer")
+    return row
+
+
+def _best(exit_row: Array) -> int:
+    return int(np.argmax(exit_row[0]))
+
+
+def _fill(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Array]) -> None:
+    """Labels of a classifier, or the outputs themselves."""
+    names = [tensor.name for tensor in active.manifest.whole.outputs]
+    if active.manifest.task == "raw":
+        response.outputs.extend(tensor_to_message(name, outputs[name]) for name in names)
+        return
+    _fill_labels(response, active, as_probabilities(outputs[names[0]])[0])
+
+
+def _fill_labels(response: pb.InferResponse, active: ActiveModel, row: NDArray[np.float64]) -> None:
+    labels = active.manifest.labels
+    for index in np.argsort(-row, kind="stable")[:MAX_LABELS]:
+        name = labels[index] if index < len(labels) else ""
+        response.labels.append(pb.Label(index=int(index), name=name, score=float(row[index])))

@@ -1,0 +1,48 @@
+"""Settings of the head."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from splitmesh.kernel.config import ServiceSettings, data_dir_default
+
+
+class HeadSettings(ServiceSettings):
+    """Settings of the head, beside those every service has."""
+
+    data_dir: Path = Field(default_factory=lambda: data_dir_default("head"))
+    """Where verified heads, versions and policies are kept, so that a restart needs no other service."""
+    models: str = Field(default="solder-joints", min_length=1)
+    """Models to serve, separated by commas; the first answers requests that name none."""
+    alias: str = Field(default="production", min_length=1)
+    """Which alias of each model to follow."""
+    tail_service: str = Field(default="tail", min_length=1)
+    """Name under which tails are discovered."""
+    codec: Literal["identity", "zstd"] = "zstd"
+    """How features are packed for the uplink."""
+    max_pixels: int = Field(default=4096 * 4096, ge=1)
+    """Largest picture by width times height; a larger one is refused before it is decoded."""
+    default_deadline_ms: int = Field(default=1000, ge=1, le=600_000)
+    """Deadline of a frame whose sender set none, milliseconds."""
+    answer_margin_ms: float = Field(default=20.0, ge=0)
+    """Kept back from a frame's deadline when waiting for the tail, so that the fallback answer is still in time."""
+    credit: int = Field(default=32, ge=1, le=4096)
+    """Frames that one stream may have unanswered."""
+    max_frames: int = Field(default=256, ge=1)
+    """Frames in progress over all streams and calls; one more is refused with QUEUE_FULL."""
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    """Frames decoded and computed at the same time, one thread each."""
+    segment_threads: int = Field(default=1, ge=1)
+    """Threads inside one operator of the head."""
+    switch_wait_s: float = Field(default=30.0, ge=0)
+    """How long a new version waits for a tail to accept it before the head switches to it all the same, seconds."""
+    report_interval_s: float = Field(default=1.0, gt=0)
+    """Time between two reports of outcomes to the router, seconds."""
+
+    def model_names(self) -> list[str]:
+        """`models` as a list."""
+        return [name.strip() for name in self.models.split(",") if name.strip()]

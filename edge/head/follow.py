@@ -1,0 +1,169 @@
+"""Follows the registry's alias and the router's policy, and keeps the newest loaded version active.
+
+Everything heard is kept on disk: a head that restarts with the cable cut answers with the last version and policy.
+A new version is loaded, warmed and accepted by a tail before frames go to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from splitmesh.client.registry import RegistryClient, VersionInfo
+
+from edge.head.active import ActiveModel, warm_up
+from edge.head.config import HeadSettings
+from splitmesh.client.cache import ModelCache
+from splitmesh.client.routing import RoutingClient
+from splitmesh.client.segment import SegmentLink
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.channels import Channels
+from splitmesh.model.gate import ESCALATE_ALL, Gate
+from splitmesh.runtime import open_session
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+
+
+class ModelFollower:
+    """One model of this head."""
+
+    def __init__(
+        self, model: str, settings: HeadSettings, channels: Channels, on_active: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._model = model
+        self._on_active = on_active
+        self._settings = settings
+        self._channels = channels
+        self._registry = RegistryClient(channels)
+        self._routing = RoutingClient(channels)
+        self._cache = ModelCache(settings.data_dir, self._registry)
+        self._note = f"{model}@{settings.alias}"
+        self._wanted: VersionInfo | None = None
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._policy_task: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.active: ActiveModel | None = None
+
+    async def start(self) -> None:
+        """Begin to follow; returns when the version on disk, if any, is active."""
+        known = await self._cache.recall(self._note)
+        if known is not None:
+            try:
+                await self._activate(known)
+            except MeshError as error:
+                log.warning("the version on disk cannot be used: %s", error)
+        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._apply())]
+
+    async def stop(self) -> None:
+        """Stop following and unload."""
+        tasks = [*self._tasks, *([self._policy_task] if self._policy_task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        if self.active is not None:
+            await self.active.retire()
+            self.active = None
+
+    async def _watch(self) -> None:
+        async for version in self._registry.watch_alias(self._model, self._settings.alias):
+            if version is not None:
+                self._wanted = version
+                self._changed.set()
+
+    async def _apply(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            wanted = self._wanted
+            if wanted is None or (self.active is not None and self.active.info.version == wanted.version):
+                continue
+            try:
+                await self._activate(wanted)
+                await self._cache.remember(wanted, self._note)
+            except MeshError as error:
+                log.warning("%s version %d cannot be used yet: %s", wanted.model, wanted.version, error)
+                asyncio.get_running_loop().call_later(RETRY_S, self._changed.set)
+
+    async def _activate(self, version: VersionInfo) -> None:
+        """Load, connect, switch; the old version goes when its last frame is answered."""
+        manifest = await self._cache.manifest(version)
+        segment = manifest.whole if manifest.split is None else manifest.split.head
+        content = await self._cache.part(version, segment.artifact)
+        session = await asyncio.to_thread(open_session, content, threads=self._settings.segment_threads)
+        await asyncio.to_thread(warm_up, session)
+        link = None
+        if manifest.split is not None:
+            link = SegmentLink(
+                self._channels, version.model, version.version, self._settings.node, service=self._settings.tail_service
+            )
+            await link.start()
+        fresh = ActiveModel(version, manifest, session, link)
+        self._set_gate(fresh, *await asyncio.to_thread(self._read_policy, version.version))
+        if link is not None and self.active is not None and not await link.wait_accepted(self._settings.switch_wait_s):
+            log.warning("no tail accepts %s version %d; switching all the same", version.model, version.version)
+        old, self.active = self.active, fresh
+        log.info("%s version %d is active", version.model, version.version)
+        await self._on_active()
+        if self._policy_task is not None:
+            self._policy_task.cancel()
+        if manifest.exit is not None:
+            self._policy_task = asyncio.create_task(self._follow_policy(fresh))
+        if old is not None:
+            retiring = asyncio.create_task(old.retire())
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _follow_policy(self, active: ActiveModel) -> None:
+        version = active.info.version
+        async for policy in self._routing.watch_policy(self._model, version, self._settings.node):
+            self._set_gate(active, policy.revision, policy.threshold)
+            await asyncio.to_thread(self._write_policy, version, policy.revision, policy.threshold)
+
+    def _set_gate(self, active: ActiveModel, revision: int, threshold: float) -> None:
+        if revision >= active.policy_revision:
+            active.gate, active.policy_revision = Gate(threshold), revision
+            log.info("threshold %.4f for %s version %d", threshold, self._model, active.info.version)
+
+    def _policy_path(self, version: int) -> Path:
+        return self._settings.data_dir / "policies" / f"{self._model}-{version}.json"
+
+    def _write_policy(self, version: int, revision: int, threshold: float) -> None:
+        path = self._policy_path(version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"revision": revision, "threshold": threshold}))
+        temporary.replace(path)
+
+    def _read_policy(self, version: int) -> tuple[int, float]:
+        """Revision and threshold last heard; everything escalates when there is none or it is damaged."""
+        try:
+            policy = json.loads(self._policy_path(version).read_bytes())
+            return int(policy["revision"]), Gate(float(policy["threshold"])).threshold
+        except (FileNotFoundError, ValueError, KeyError, TypeError, MeshError):
+            return 0, ESCALATE_ALL
+
+
+class Models:
+    """All models of this head."""
+
+    def __init__(self, followers: dict[str, ModelFollower]) -> None:
+        self._followers = followers
+        self._first = next(iter(followers))
+
+    def active(self, model: str) -> ActiveModel:
+        """The version to answer with; MODEL_NOT_FOUND, or NOT_READY while none is loaded."""
+        follower = self._followers.get(model or self._first)
+        if follower is None:
+            raise MeshError(Reason.MODEL_NOT_FOUND, f"this head serves {', '.join(self._followers)}, not {model!r}")
+        if follower.active is None:
+            raise MeshError(
+                Reason.NOT_READY, f"no version of {model or self._first!r} is loaded yet", retry_after_s=RETRY_S
+            )
+        return follower.active

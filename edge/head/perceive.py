@@ -1,0 +1,72 @@
+"""From a request to what the head sees: decode, preprocess, run the head segment. Blocking; runs in a worker thread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from edge.head.active import ActiveModel
+from splitmesh.api.inference.v1 import inference_pb2
+from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.kernel.tensors import tensor_from_message
+from splitmesh.tensor import TensorLimits, require_finite
+from splitmesh.tensor.spec import Array, spec_of
+
+MAX_CAMERA_ID = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Perceived:
+    """The head's outputs and where the time went (nanoseconds since the epoch)."""
+
+    outputs: dict[str, Array]
+    started_ns: int
+    decoded_ns: int
+    ended_ns: int
+
+
+def check_request(request: inference_pb2.InferRequest, max_frame_bytes: int) -> int:
+    """Raise MeshError for what needs no decoding to be refused; returns the input's size in bytes."""
+    if len(request.camera_id) > MAX_CAMERA_ID:
+        raise field_error("camera_id", f"has {len(request.camera_id)} characters; at most {MAX_CAMERA_ID}")
+    kind = request.WhichOneof("input")
+    if kind is None:
+        raise field_error("input", "is missing: set image or tensor")
+    size = len(request.image) if kind == "image" else len(request.tensor.data)
+    if size > max_frame_bytes:
+        raise MeshError(
+            Reason.FRAME_TOO_LARGE,
+            f"the frame has {size} bytes; at most {max_frame_bytes}",
+            metadata={"size_bytes": str(size), "max_frame_bytes": str(max_frame_bytes)},
+        )
+    return size
+
+
+def perceive(
+    active: ActiveModel, request: inference_pb2.InferRequest, *, max_pixels: int, limits: TensorLimits
+) -> Perceived:
+    """Decode and compute one frame."""
+    started_ns = time.time_ns()
+    feeds = _feeds(active, request, max_pixels, limits)
+    decoded_ns = time.time_ns()
+    outputs = active.session.run(feeds)
+    return Perceived(outputs, started_ns, decoded_ns, time.time_ns())
+
+
+def _feeds(
+    active: ActiveModel, request: inference_pb2.InferRequest, max_pixels: int, limits: TensorLimits
+) -> dict[str, Array]:
+    expected = active.session.inputs[0]
+    if request.WhichOneof("input") == "image":
+        preprocess = active.manifest.preprocess
+        if preprocess is None:
+            raise field_error("image", f"model {active.info.model!r} declares no preprocessing; send a tensor")
+        return {expected.name: preprocess.normalise(preprocess.pixels(request.image, max_pixels=max_pixels)[None])}
+    if len(active.session.inputs) != 1:
+        raise field_error("tensor", f"model {active.info.model!r} takes {len(active.session.inputs)} inputs")
+    name, array = tensor_from_message(request.tensor, limits)
+    expected.require_match(spec_of(name or expected.name, array))
+    if array.shape[:1] != (1,):
+        raise MeshError(Reason.TENSOR_SHAPE_MISMATCH, "a request holds one sample: the first dimension must be 1")
+    require_finite(expected.name, array)
+    return {expected.name: array}

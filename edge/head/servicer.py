@@ -1,0 +1,29 @@
+"""InferenceService on gRPC: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from edge.head.answer import Answerer
+from edge.head.stream import FrameStreams
+from splitmesh.api.inference.v1 import inference_pb2, inference_pb2_grpc
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Serves camera gateways."""
+
+    def __init__(self, answerer: Answerer, streams: FrameStreams) -> None:
+        self._answerer = answerer
+        self._streams = streams
+
+    async def Infer(self, request: inference_pb2.InferRequest, context: Any) -> inference_pb2.InferResponse:
+        """Answers one picture."""
+        return await self._answerer.answer(request)
+
+    async def StreamInfer(
+        self, request_iterator: AsyncIterator[inference_pb2.StreamInferRequest], context: Any
+    ) -> AsyncIterator[inference_pb2.StreamInferResponse]:
+        """Answers a stream of pictures."""
+        async for response in self._streams.serve(aiter(request_iterator)):
+            yield response

@@ -1,0 +1,1 @@
+"""The registry: model versions, their artefacts and the aliases that point at them."""

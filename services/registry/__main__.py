@@ -1,0 +1,7 @@
+"""``python -m services.registry``."""
+
+from services.registry.app import build
+from services.registry.config import RegistrySettings
+from splitmesh.kernel.lifecycle import main
+
+main("registry", RegistrySettings, build, "Keeps model versions, content-addressed, and tells watchers of moved aliases.")

@@ -1,0 +1,22 @@
+"""Settings of the router, on top of those every service has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from splitmesh.kernel.config import ServiceSettings, data_dir_default
+
+
+class RouterSettings(ServiceSettings):
+    """Where tolerances and counts are kept, what is tolerated by default, how many may watch."""
+
+    data_dir: Path = Field(default_factory=lambda: data_dir_default("router"))
+    """Folder of the database; made when missing."""
+    default_max_disagreement: float = Field(default=0.02, gt=0, lt=1)
+    """Tolerated share of samples on which the exit answers and disagrees with the full model, where nobody stated one."""
+    default_delta: float = Field(default=0.05, gt=0, lt=1)
+    """Probability that the bound on the disagreement is wrong, where nobody stated one."""
+    max_watchers: int = Field(default=1024, ge=1)
+    """Policy streams open at once; one more is refused with QUEUE_FULL."""

@@ -1,0 +1,106 @@
+"""What the SDK returns: answers as plain values, made from messages in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from splitmesh.api.inference.v1 import inference_pb2 as pb
+from splitmesh.errors import MeshError
+from splitmesh.kernel.tensors import tensors_from_messages
+from splitmesh.tensor.spec import Array
+
+
+class AnsweredBy(StrEnum):
+    """Who answered a frame."""
+
+    EDGE_EXIT = "EDGE_EXIT"
+    """The exit at the edge was confident."""
+    CLOUD_TAIL = "CLOUD_TAIL"
+    """The tail in the cloud."""
+    EDGE_FALLBACK = "EDGE_FALLBACK"
+    """The exit, not confident, because the tail could not answer in time; `fallback_reason` says why."""
+    EDGE_WHOLE = "EDGE_WHOLE"
+    """The whole model runs at the edge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class with its probability, 0..1."""
+
+    name: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds by stage; 0 for a stage the frame did not pass."""
+
+    queue_ms: float
+    decode_ms: float
+    head_ms: float
+    encode_ms: float
+    link_ms: float
+    tail_queue_ms: float
+    tail_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one frame."""
+
+    frame_id: int
+    labels: tuple[Label, ...]
+    """By descending score; empty for a model without labels."""
+    answered_by: AnsweredBy
+    fallback_reason: str
+    """Reason code when `answered_by` is EDGE_FALLBACK, else empty."""
+    model: str
+    version: int
+    cut: tuple[str, ...]
+    uplink_bytes: int
+    """Bytes of features this frame put on the uplink."""
+    exit_confidence: float
+    """0..1; 0 when the model has no exit."""
+    timings: Timings
+    trace_id: str
+    outputs: Mapping[str, Array]
+    """Output tensors of a model without labels."""
+
+    @property
+    def label(self) -> Label:
+        """The most probable class. IndexError for a model without labels."""
+        return self.labels[0]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFailure:
+    """A frame of a stream that could not be answered."""
+
+    frame_id: int
+    error: MeshError
+
+
+def answer_from_message(message: pb.InferResponse) -> Answer:
+    """The message as values."""
+    name = pb.AnsweredBy.Name(message.answered_by).removeprefix("ANSWERED_BY_")
+    timings = message.timings
+    return Answer(
+        frame_id=message.frame_id,
+        labels=tuple(Label(label.name, label.index, label.score) for label in message.labels),
+        answered_by=AnsweredBy(name),
+        fallback_reason=message.fallback_reason,
+        model=message.model,
+        version=message.version,
+        cut=tuple(message.cut),
+        uplink_bytes=message.uplink_bytes,
+        exit_confidence=message.exit_confidence,
+        timings=Timings(
+            **{field: getattr(timings, field) for field in Timings.__dataclass_fields__}  # one name on both sides
+        ),
+        trace_id=message.trace_id,
+        outputs=tensors_from_messages(message.outputs),
+    )

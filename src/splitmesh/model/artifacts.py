@@ -1,0 +1,109 @@
+"""The files of a split model: making all of them at once, and writing them so that no reader sees half.
+
+One function for the command line and the partition service alike. Knows nothing of registries, digests or signatures.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from splitmesh.errors import field_error
+from splitmesh.model.cuts import resolve_cut
+from splitmesh.model.graph import Graph
+from splitmesh.model.load import DEFAULT_LIMITS, ModelLimits, load_model
+from splitmesh.model.manifest import HEAD, MANIFEST, TAIL, WHOLE, Manifest, SegmentInfo, SplitInfo, TensorInfo
+from splitmesh.model.preprocess import Preprocess
+from splitmesh.model.split import split_model
+from splitmesh.model.verify import random_inputs, verify_split
+from splitmesh.tensor.spec import Array
+
+RANDOM_BATCHES = (1, 2, 5)
+"""Batch sizes compared when no inputs are given; a fixed batch in the model overrides them."""
+
+
+def split_bytes(
+    whole: bytes,
+    at: Sequence[str],
+    *,
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] = (),
+    feeds: Sequence[Mapping[str, Array]] | None = None,
+    limits: ModelLimits = DEFAULT_LIMITS,
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Check a model, cut it at the tensors ``at``, verify the halves; the manifest and the three artefacts by file
+    name.
+
+    Compared on ``feeds`` (one batch each), or on random inputs when None. With ``labels`` the task is classification.
+    The artefact of the whole is ``whole`` as given, byte for byte. Raises the MeshErrors of loading, cutting and
+    verifying.
+    """
+    model = load_model(whole, limits)
+    graph = Graph(model)
+    split = split_model(graph, resolve_cut(graph, at))
+    head, tail = split.head.SerializeToString(deterministic=True), split.tail.SerializeToString(deterministic=True)
+    if feeds is None:
+        rng = np.random.default_rng(0)
+        feeds = [random_inputs(graph, batch, rng) for batch in RANDOM_BATCHES]
+    verification = verify_split(whole, head, tail, feeds)
+    inputs, outputs = tensor_infos(graph, graph.inputs), tensor_infos(graph, graph.outputs)
+    cut = tuple(TensorInfo.of(spec) for spec in split.cut.specs)
+    manifest = Manifest(
+        task="classification" if labels else "raw",
+        labels=tuple(labels),
+        preprocess=preprocess,
+        whole=SegmentInfo(artifact=WHOLE, inputs=inputs, outputs=outputs),
+        split=SplitInfo(
+            cut=cut,
+            wire=cut,
+            head=SegmentInfo(artifact=HEAD, inputs=inputs, outputs=cut),
+            tail=SegmentInfo(artifact=TAIL, inputs=cut, outputs=outputs),
+            verification=verification,
+        ),
+    )
+    return manifest, {WHOLE: whole, HEAD: head, TAIL: tail}
+
+
+def tensor_infos(graph: Graph, names: Sequence[str]) -> tuple[TensorInfo, ...]:
+    """Tensors of a graph as data; MeshError MODEL_SHAPE_UNKNOWN when one has no inferred rank or type."""
+    return tuple(TensorInfo.of(graph.require_spec(name)) for name in names)
+
+
+def write_split(out_dir: str | os.PathLike[str], manifest: Manifest, artifacts: Mapping[str, bytes]) -> None:
+    """Write the artefacts and then the manifest into ``out_dir``, which is made when absent.
+
+    Everything is staged and synced beside its final place before the first file is replaced; an older manifest goes
+    first and the new one comes last, so that a manifest, where there is one, always names complete files. Other files
+    stay.
+    """
+    folder = Path(out_dir)
+    for name in artifacts:
+        if Path(name).name != name or name == MANIFEST:
+            raise field_error("artifacts", f"{name!r} is not a plain file name of an artefact")
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".split-", dir=folder))
+    try:
+        for name, data in (*artifacts.items(), (MANIFEST, manifest.to_json().encode())):
+            with open(staging / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name in (*artifacts, MANIFEST):
+            os.replace(staging / name, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,262 @@
+"""From untrusted bytes to an ONNX model that may be cut and run.
+
+Covered: file size before parsing, damaged protobuf, external data in every place a tensor can sit, node and weight
+counts including sub-graphs and functions, an operator allow-list, ONNX's checker, contradicting shapes, and tensors
+larger than a cap wherever their shape follows from the model (a 92-byte model that asks for 12 GB is refused).
+
+Not covered: how long a model computes, how much memory many middle-sized tensors take together, and the sizes that
+follow from the caller's batch. Profile models from outside in a child process with limits on memory and CPU time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from splitmesh.errors import MeshError, Reason
+from splitmesh.model.functions import inlined
+from splitmesh.model.operators import SIZE_FROM_VALUES, canonical_domain, is_allowed
+from splitmesh.model.shapes import infer, itemsize, runtime_inputs, shapes_at
+
+MIN_OPSET = 11
+MAX_OPSET = onnx.defs.onnx_opset_version()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """Upper bounds for a model from outside."""
+
+    max_size_bytes: int = 512 * 1024 * 1024
+    """Largest file."""
+    max_nodes: int = 20_000
+    """Operators, sub-graphs and calls of functions included."""
+    max_initialiser_bytes: int = 512 * 1024 * 1024
+    """All constant tensors together, dense, as their dimensions say."""
+    max_tensor_elements: int = 1 << 27
+    """Largest single tensor for one sample."""
+    assumed_dim: int = 256
+    """What a dynamic input dimension other than the batch is taken for when tensor sizes are checked."""
+
+
+DEFAULT_LIMITS = ModelLimits()
+
+
+def load_file(path: str | os.PathLike[str], limits: ModelLimits = DEFAULT_LIMITS) -> onnx.ModelProto:
+    """:func:`load_model` on a file of which at most the allowed size is read; OSError when it cannot be read."""
+    return load_model(read_model_bytes(path, limits), limits)
+
+
+def read_model_bytes(path: str | os.PathLike[str], limits: ModelLimits = DEFAULT_LIMITS) -> bytes:
+    """The file's bytes; MeshError MODEL_TOO_LARGE without reading more than the allowed size."""
+    with open(path, "rb") as file:
+        data = file.read(limits.max_size_bytes + 1)
+    _require_size(data, limits)
+    return data
+
+
+def load_model(data: bytes, limits: ModelLimits = DEFAULT_LIMITS) -> onnx.ModelProto:
+    """The checked model, local functions inlined, with inferred types and shapes as its value_info.
+
+    Raises MeshError MODEL_TOO_LARGE, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_OPERATOR_UNSUPPORTED or, when an input
+    has no rank or the size of a generated tensor cannot be known, MODEL_SHAPE_UNKNOWN.
+    """
+    _require_size(data, limits)
+    model = _parse(data)
+    _refuse_external(model)
+    _require_counts(model, limits)
+    _require_opset(model)
+    _require_operators(model)
+    _check(model)
+    model = inlined(model, limits.max_nodes)
+    _require_ranks(model)
+    _infer_into(model)
+    _require_sizes(model, limits)
+    return model
+
+
+def _require_size(data: bytes, limits: ModelLimits) -> None:
+    if len(data) > limits.max_size_bytes:
+        raise _too_large(f"the file is larger than {limits.max_size_bytes} bytes")
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise MeshError(Reason.MODEL_CORRUPT, f"{len(data)} bytes are not an ONNX model") from error
+    if not model.HasField("graph") or not model.graph.node:
+        raise MeshError(Reason.MODEL_CORRUPT, "the model has no operators")
+    if model.training_info:
+        raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, "the model carries training_info; export it for inference")
+    return model
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph and every sub-graph, those in functions included."""
+    pending = [model.graph]
+    pending.extend(graph for node in _function_nodes(model) for graph in _subgraphs(node))
+    while pending:
+        graph = pending.pop()
+        yield graph
+        pending.extend(sub for node in graph.node for sub in _subgraphs(node))
+
+
+def _function_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    return (node for function in model.functions for node in function.node)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    yield from _function_nodes(model)
+    for graph in _graphs(model):
+        yield from graph.node
+
+
+def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
+    for node in _nodes(model):
+        yield from node.attribute
+    for function in model.functions:
+        yield from function.attribute_proto
+
+
+def _sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    for graph in _graphs(model):
+        yield from graph.sparse_initializer
+    for attribute in _attributes(model):
+        if attribute.HasField("sparse_tensor"):
+            yield attribute.sparse_tensor
+        yield from attribute.sparse_tensors
+
+
+def _dense(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    for graph in _graphs(model):
+        yield from graph.initializer
+    for attribute in _attributes(model):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+
+
+def _refuse_external(model: onnx.ModelProto) -> None:
+    parts = (tensor for sparse in _sparse(model) for tensor in (sparse.values, sparse.indices))
+    for tensor in (*_dense(model), *parts):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise MeshError(
+                Reason.MODEL_EXTERNAL_DATA,
+                f"tensor {tensor.name!r} keeps its data in another file; save the model in one file",
+                metadata={"tensor": tensor.name},
+            )
+
+
+def _require_counts(model: onnx.ModelProto, limits: ModelLimits) -> None:
+    nodes = sum(1 for _ in _nodes(model))
+    if nodes > limits.max_nodes:
+        raise _too_large(f"the model has {nodes} operators; at most {limits.max_nodes}")
+    total = 0
+    shapes = [(tensor.name, tensor.dims, tensor.data_type) for tensor in _dense(model)]
+    shapes += [(sparse.values.name, sparse.dims, sparse.values.data_type) for sparse in _sparse(model)]
+    for name, dims, elem_type in shapes:
+        if any(dim < 0 for dim in dims):
+            raise MeshError(Reason.MODEL_CORRUPT, f"tensor {name!r} has negative dimensions {list(dims)}")
+        if elem_type not in TensorProto.DataType.values() or elem_type == TensorProto.UNDEFINED:
+            raise MeshError(Reason.MODEL_CORRUPT, f"tensor {name!r} has no valid element type")
+        total += math.prod(dims) * itemsize(elem_type)
+    if total > limits.max_initialiser_bytes:
+        raise _too_large(f"the constant tensors take {total} bytes; at most {limits.max_initialiser_bytes}")
+
+
+def _require_opset(model: onnx.ModelProto) -> None:
+    versions = [entry.version for entry in model.opset_import if canonical_domain(entry.domain) == ""]
+    if not versions:
+        raise MeshError(Reason.MODEL_CORRUPT, "the model does not say which opset it uses")
+    if not MIN_OPSET <= max(versions) <= MAX_OPSET:
+        raise MeshError(
+            Reason.MODEL_OPERATOR_UNSUPPORTED,
+            f"the model uses opset {max(versions)}; supported: {MIN_OPSET} to {MAX_OPSET}",
+            metadata={"opset": str(max(versions))},
+        )
+
+
+def _require_operators(model: onnx.ModelProto) -> None:
+    local = {(function.domain, function.name) for function in model.functions}
+    refused = sorted(
+        {
+            ".".join(filter(None, (canonical_domain(node.domain), node.op_type)))
+            for node in _nodes(model)
+            if (node.domain, node.op_type) not in local and not is_allowed(node.domain, node.op_type)
+        }
+    )
+    if refused:
+        raise MeshError(
+            Reason.MODEL_OPERATOR_UNSUPPORTED,
+            f"operators not supported: {', '.join(refused[:20])}",
+            metadata={"operators": ",".join(refused[:20])},
+        )
+
+
+def _check(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        detail = str(error).strip().partition("\n")[0][:300]
+        raise MeshError(Reason.MODEL_CORRUPT, f"the model breaks the ONNX rules: {detail}") from error
+
+
+def _require_ranks(model: onnx.ModelProto) -> None:
+    for value in (*runtime_inputs(model), *model.graph.output):
+        if not value.type.HasField("tensor_type"):
+            raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"{value.name!r} is not a tensor")
+    for value in runtime_inputs(model):
+        if not value.type.tensor_type.HasField("shape"):
+            raise MeshError(Reason.MODEL_SHAPE_UNKNOWN, f"input {value.name!r} does not declare its shape")
+
+
+def _infer_into(model: onnx.ModelProto) -> None:
+    inferred = infer(model, strict=True).graph
+    outputs = {value.name: value for value in inferred.output}
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.value_info)
+    for value in model.graph.output:
+        value.CopyFrom(outputs[value.name])
+
+
+def _require_sizes(model: onnx.ModelProto, limits: ModelLimits) -> None:
+    types = shapes_at(model, batch=1, other=limits.assumed_dim)
+    for name, tensor in types.items():
+        dims = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
+        if math.prod(dims) > limits.max_tensor_elements:
+            raise _too_large(
+                f"tensor {name!r} has at least {math.prod(dims)} elements for one sample; "
+                f"at most {limits.max_tensor_elements}"
+            )
+    for node in model.graph.node:
+        if node.op_type in SIZE_FROM_VALUES and not all(_is_known(types, name) for name in node.output if name):
+            raise MeshError(
+                Reason.MODEL_SHAPE_UNKNOWN,
+                f"{node.op_type} makes {node.output[0]!r} with a size that cannot be known before it runs",
+                metadata={"tensor": node.output[0], "operator": node.op_type},
+            )
+
+
+def _is_known(types: dict[str, onnx.TypeProto.Tensor], name: str) -> bool:
+    tensor = types.get(name)
+    if tensor is None or not tensor.HasField("shape"):
+        return False
+    dims: Iterable[onnx.TensorShapeProto.Dimension] = tensor.shape.dim
+    return all(dim.HasField("dim_value") for dim in dims)
+
+
+def _too_large(message: str) -> MeshError:
+    return MeshError(Reason.MODEL_TOO_LARGE, message)
