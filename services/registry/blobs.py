@@ -230,7 +230,7 @@ class BlobFolder:
     def _prepare(self) -> int:
         for folder in (self._blobs, self._uploads):
             make_folder(folder)
-        files = [path for path in self._blobs.glob("*/*")] + list(self._uploads.iterdir())
+        files = [*self._blobs.glob("*/*"), *self._uploads.iterdir()]
         return sum(path.stat().st_size for path in files)
 
     def _progress(self, sha256: str) -> Progress:

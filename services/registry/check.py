@@ -46,7 +46,7 @@ class ModelCheck:
         """Passes or raises; ``name`` is what people call the file.
 
         Raises:
-            MeshError: what ``load_model`` found, or MODEL_TOO_LARGE when the child hit one of its limits.
+            MeshError: what ``load_file`` found, or MODEL_TOO_LARGE when the child hit one of its limits.
         """
         if sha256 in self._passed:
             return
@@ -88,9 +88,9 @@ class ModelCheck:
         return output.decode(errors="replace"), errors.decode(errors="replace"), process.returncode or 0
 
     def _too_large(self, name: str, what: str) -> MeshError:
-        memory_mib = self._limits.check_memory_bytes // (1024 * 1024)
+        memory_mib, cpu_s = self._limits.check_memory_bytes // (1024 * 1024), self._limits.check_cpu_s
         return MeshError(
             Reason.MODEL_TOO_LARGE,
-            f"{name}: checking it {what} the limits of {memory_mib} MiB and {self._limits.check_cpu_s} s of processor time",
+            f"{name}: checking it {what} the limits of {memory_mib} MiB and {cpu_s} s of processor time",
             metadata={"artifact": name},
         )

@@ -1,7 +1,7 @@
 """The child process that reads a model nobody trusts yet: ``python check_model.py FILE MEMORY_BYTES CPU_S``.
 
-Limits itself before it reads, because 92 bytes of ONNX can ask for 12 GB (measured). Answers one JSON object on standard
-output: ``{"ok": true}`` or ``{"ok": false, "reason": ..., "message": ...}``. Knows no registry.
+Limits itself before it reads, because 92 bytes of ONNX can ask for 12 GB (measured). Answers one JSON object on
+standard output: ``{"ok": true}`` or ``{"ok": false, "reason": ..., "message": ...}``. Knows no registry.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from splitmesh.errors import MeshError, Reason
 
 def check(path: Path) -> dict[str, object]:
     """The verdict on one file."""
-    from splitmesh.model.load import load_model  # imported here: inside the limits
+    from splitmesh.model.load import load_file  # imported here: inside the limits
 
     try:
-        load_model(path.read_bytes())
+        load_file(path)
     except MeshError as error:
         return {"ok": False, "reason": error.reason.value, "message": error.message}
     except MemoryError:

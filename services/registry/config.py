@@ -21,7 +21,7 @@ class RegistrySettings(ServiceSettings):
     max_artifact_bytes: int = Field(default=2 * GIB, ge=1)
     """Largest artefact accepted; a larger one is refused with FRAME_TOO_LARGE before a byte is written."""
     max_store_bytes: int = Field(default=0, ge=0)
-    """Most bytes of artefacts and unfinished uploads together; 0: as much as the disk takes. Beyond it: STORAGE_FULL."""
+    """Most bytes of artefacts and unfinished uploads together; 0: what the disk takes. Beyond it: STORAGE_FULL."""
     min_free_bytes: int = Field(default=256 * MIB, ge=0)
     """Uploads leave this much of the disk free, so that metadata can still be written; beyond it: STORAGE_FULL."""
     max_artifacts_per_version: int = Field(default=64, ge=1, le=64)
@@ -44,6 +44,8 @@ class RegistrySettings(ServiceSettings):
     """Downloads in progress at once, each holding up to 1 MiB of memory; one more is refused with QUEUE_FULL."""
     max_watchers: int = Field(default=2000, ge=1)
     """Alias watchers at once; one more is refused with QUEUE_FULL."""
+    watch_stream_s: float = Field(default=900.0, gt=0)
+    """Longest life of one watch stream, seconds; it then ends without an error and the client asks again."""
     send_idle_s: float = Field(default=30.0, gt=0)
     """A download or watch whose client reads nothing for this long ends with DEADLINE_EXPIRED, seconds."""
 

@@ -6,7 +6,7 @@ Knows order, offsets and time-outs. Does not know files (``blobs``) or messages 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from services.registry.blobs import BlobFolder, Upload
@@ -42,9 +42,12 @@ class Push:
         self._idle_s = idle_s
         self._stream_s = stream_s
 
-    async def receive(self, messages: AsyncIterator[Start | bytes]) -> Start:
-        """The whole stream; what it announced once that is whole, verified and on disk. However it fails, the bytes that
-        came are kept (unless their digest was wrong) and errors about them carry the ``offset`` to resume from.
+    async def receive(self, messages: AsyncIterator[Start | bytes], accept: Callable[[], Awaitable[None]]) -> Start:
+        """The whole stream; returns what it announced once that is whole, verified and on disk.
+
+        However it fails, the bytes that came are kept (unless their digest was wrong), and errors about them carry the
+        ``offset`` to resume from. ``accept`` is called when content is wanted, before any is taken, so that a sender can
+        wait for it and see refusals as they are.
 
         Raises:
             MeshError: PROTOCOL_VIOLATION, UPLOAD_OFFSET_MISMATCH, UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE,
@@ -56,16 +59,12 @@ class Push:
                 raise MeshError(Reason.PROTOCOL_VIOLATION, "an upload begins with a start message")
             async with self._blobs.upload(start.sha256, start.size_bytes) as upload:
                 if upload is not None:
-                    await self._fill(upload, start.offset, messages)
+                    _require_offset(upload, start.offset)
+                    await accept()
+                    await self._fill(upload, messages)
             return start
 
-    async def _fill(self, upload: Upload, offset: int, messages: AsyncIterator[Start | bytes]) -> None:
-        if offset != upload.offset:
-            raise MeshError(
-                Reason.UPLOAD_OFFSET_MISMATCH,
-                f"the upload stands at byte {upload.offset}, not {offset}",
-                metadata={"offset": str(upload.offset)},
-            )
+    async def _fill(self, upload: Upload, messages: AsyncIterator[Start | bytes]) -> None:
         try:
             async with asyncio.timeout(self._stream_s):
                 while upload.offset < upload.size_bytes:
@@ -81,6 +80,15 @@ class Push:
                 return await anext(messages, None)
         except TimeoutError as error:
             raise _too_slow(f"no message came for {self._idle_s} s", offset) from error
+
+
+def _require_offset(upload: Upload, offset: int) -> None:
+    if offset != upload.offset:
+        raise MeshError(
+            Reason.UPLOAD_OFFSET_MISMATCH,
+            f"the upload stands at byte {upload.offset}, not {offset}",
+            metadata={"offset": str(upload.offset)},
+        )
 
 
 def _piece(message: Start | bytes | None, upload: Upload) -> bytes:

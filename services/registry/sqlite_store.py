@@ -218,7 +218,8 @@ class SqliteStore:
                 raise version_not_found(draft.model, draft.parent)
             number, created = latest + 1, _to_us(create_time)
             db.execute(
-                "INSERT INTO models VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET latest_version = excluded.latest_version",
+                "INSERT INTO models VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
+                " SET latest_version = excluded.latest_version",
                 (draft.model, number, created),
             )
             db.execute(
@@ -251,7 +252,8 @@ class SqliteStore:
 
     def _list_models(self, after: str, limit: int) -> list[Model]:
         rows = self._db.execute(
-            "SELECT name, latest_version, create_time_us FROM models WHERE name > ? ORDER BY name LIMIT ?", (after, limit)
+            "SELECT name, latest_version, create_time_us FROM models WHERE name > ? ORDER BY name LIMIT ?",
+            (after, limit),
         ).fetchall()
         aliases: dict[str, dict[str, int]] = {name: {} for name, _, _ in rows}
         if rows:
@@ -284,7 +286,8 @@ class SqliteStore:
         row = self._db.execute(
             "SELECT version, revision FROM aliases WHERE model = ? AND alias = ?", (model, alias)
         ).fetchone()
-        return AliasState(model, alias, self._version(model, row[0]), row[1]) if row else AliasState(model, alias, None, 0)
+        version, revision = (self._version(model, row[0]), row[1]) if row else (None, 0)
+        return AliasState(model, alias, version, revision)
 
 
 def _to_us(moment: datetime) -> int:

@@ -37,7 +37,7 @@ class UploadFile:
         return self._descriptor >= 0
 
     def open(self, whole_bytes: int) -> None:
-        """Reads what is there into the digest; a part longer than the whole belongs to no such content and is emptied."""
+        """Reads what is there into the digest; a part longer than the whole is of no such content and is emptied."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._part, flags, 0o600)
         if os.fstat(self._descriptor).st_size > whole_bytes:

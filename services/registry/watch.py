@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from services.registry.limits import Slots
 from services.registry.store import AliasState, MetadataStore
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.streams import Drain
 
 
 class _Topic:
@@ -40,23 +41,27 @@ class AliasWatch:
         slots: how many watchers at once.
         stream_s: longest life of one watch; then it ends well and the client asks again. Bounds how long a client that
             vanished without a word holds a place.
+        drain: ends every watch with NOT_READY, so that clients ask elsewhere or again.
     """
 
-    def __init__(self, store: MetadataStore, slots: Slots, *, stream_s: float) -> None:
+    def __init__(self, store: MetadataStore, slots: Slots, *, stream_s: float, drain: Drain) -> None:
         self._store = store
         self._slots = slots
         self._stream_s = stream_s
+        self._drain = drain
         self._topics: dict[tuple[str, str], _Topic] = {}
-        self._closed = False
+        self._waker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Nothing to open."""
+        """One task waits for the drain on behalf of all watchers."""
+        self._waker = asyncio.create_task(self._wake_at_drain())
 
     async def stop(self) -> None:
-        """Ends every watch with NOT_READY, so that clients ask elsewhere or again."""
-        self._closed = True
-        for topic in self._topics.values():
-            topic.wake()
+        """Safe after a failed start."""
+        if self._waker is not None:
+            self._waker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._waker
 
     def offer(self, state: AliasState) -> None:
         """An alias has moved; older states than the one known are ignored."""
@@ -70,7 +75,7 @@ class AliasWatch:
             if topic.latest is None:
                 topic.offer(await self._store.alias_state(model, alias))
             sent = -1
-            while not self._closed:
+            while not self._drain.begun.is_set():
                 changed, latest = topic.changed, topic.latest
                 if latest is not None and latest.revision > sent:
                     sent = latest.revision
@@ -83,13 +88,20 @@ class AliasWatch:
                     return
         raise MeshError(Reason.NOT_READY, "the registry is stopping", retry_after_s=0.5)
 
+    async def _wake_at_drain(self) -> None:
+        await self._drain.begun.wait()
+        for topic in self._topics.values():
+            topic.wake()
+
     @contextmanager
     def _topic(self, model: str, alias: str) -> Iterator[_Topic]:
+        self._drain.enter()
         topic = self._topics.setdefault((model, alias), _Topic())
         topic.watchers += 1
         try:
             yield topic
         finally:
+            self._drain.leave()
             topic.watchers -= 1
             if not topic.watchers:
                 del self._topics[model, alias]

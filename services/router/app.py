@@ -13,6 +13,7 @@ from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
 from splitmesh.client.registry import RegistryClient
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.server import Binding
+from splitmesh.kernel.streams import Drain
 from splitmesh.model.manifest import OUTCOMES
 
 ABOUT = "Computes exit thresholds from a stated tolerance, pushes them to heads and keeps their counts."
@@ -24,10 +25,20 @@ def build(settings: RouterSettings, kernel: Kernel) -> App:
     """The router, not started."""
     store = SqliteStore(settings.data_dir / "router.sqlite")
     default = Tolerance(settings.default_max_disagreement, settings.default_delta)
-    board = PolicyBoard(store, _fetch_from(RegistryClient(kernel.channels)), default, settings.max_watchers)
+    drain = Drain()
+    board = PolicyBoard(
+        store,
+        _fetch_from(RegistryClient(kernel.channels)),
+        default,
+        max_watchers=settings.max_watchers,
+        watch_stream_s=settings.watch_stream_s,
+        drain=drain,
+    )
     servicer = RoutingServicer(board, store, settings.default_delta, lambda: datetime.now(UTC))
-    binding = Binding(SERVICE_NAME, lambda server: routing_pb2_grpc.add_RoutingServiceServicer_to_server(servicer, server))
-    return App("router", [binding], [store])
+    binding = Binding(
+        SERVICE_NAME, lambda server: routing_pb2_grpc.add_RoutingServiceServicer_to_server(servicer, server)
+    )
+    return App("router", [binding], [store], drain)
 
 
 def _fetch_from(registry: RegistryClient) -> FetchOutcomes:

@@ -15,8 +15,10 @@ class RouterSettings(ServiceSettings):
     data_dir: Path = Field(default_factory=lambda: data_dir_default("router"))
     """Folder of the database; made when missing."""
     default_max_disagreement: float = Field(default=0.02, gt=0, lt=1)
-    """Tolerated share of samples on which the exit answers and disagrees with the full model, where nobody stated one."""
+    """Tolerated share of samples that the exit answers otherwise than the full model, where nobody stated one."""
     default_delta: float = Field(default=0.05, gt=0, lt=1)
     """Probability that the bound on the disagreement is wrong, where nobody stated one."""
     max_watchers: int = Field(default=1024, ge=1)
     """Policy streams open at once; one more is refused with QUEUE_FULL."""
+    watch_stream_s: float = Field(default=900.0, gt=0)
+    """Longest life of one policy stream, seconds; it then ends without an error and the client asks again."""

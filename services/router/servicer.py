@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
-
-import grpc
 
 from services.router.push import PolicyBoard
 from services.router.store import RouterStore
@@ -21,8 +20,6 @@ from services.router.wire import (
 )
 from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     """Serves policies and counts."""
@@ -35,17 +32,18 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         self._default_delta = default_delta
         self._now = now
 
-    async def WatchPolicy(  # type: ignore[override]
-        self, request: routing_pb2.WatchPolicyRequest, context: Context
+    async def WatchPolicy(
+        self, request: routing_pb2.WatchPolicyRequest, context: Any
     ) -> AsyncIterator[routing_pb2.WatchPolicyResponse]:
         """The policy now, then each change."""
         model, version = model_from(request.model), version_from(request.version)
         name_from("node", request.node)
-        async for policy in self._board.watch(model, version):
-            yield routing_pb2.WatchPolicyResponse(policy=policy_to(policy))
+        async with aclosing(self._board.watch(model, version)) as policies:
+            async for policy in policies:
+                yield routing_pb2.WatchPolicyResponse(policy=policy_to(policy))
 
-    async def SetTolerance(  # type: ignore[override]
-        self, request: routing_pb2.SetToleranceRequest, context: Context
+    async def SetTolerance(
+        self, request: routing_pb2.SetToleranceRequest, context: Any
     ) -> routing_pb2.SetToleranceResponse:
         """State what is tolerated."""
         model, tolerance = model_from(request.model), tolerance_from(request, self._default_delta)
@@ -54,15 +52,15 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
             max_disagreement=tolerance.max_disagreement, delta=tolerance.delta
         )
 
-    async def ReportOutcomes(  # type: ignore[override]
-        self, request: routing_pb2.ReportOutcomesRequest, context: Context
+    async def ReportOutcomes(
+        self, request: routing_pb2.ReportOutcomesRequest, context: Any
     ) -> routing_pb2.ReportOutcomesResponse:
         """Add counts; answered when they are on disk."""
         await self._store.add(report_from(request), self._now())
         return routing_pb2.ReportOutcomesResponse()
 
-    async def GetOutcomes(  # type: ignore[override]
-        self, request: routing_pb2.GetOutcomesRequest, context: Context
+    async def GetOutcomes(
+        self, request: routing_pb2.GetOutcomesRequest, context: Any
     ) -> routing_pb2.GetOutcomesResponse:
         """Sums."""
         entries = await self._store.outcomes(model_from(request.model), request.version or None)

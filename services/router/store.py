@@ -1,4 +1,4 @@
-"""What the router remembers: tolerances, policy revisions, sums of reported outcomes. The port, and the store in memory.
+"""What the router remembers: tolerances, policy revisions, sums of outcomes. The port, and the store in memory.
 
 `store_sqlite.py` is the durable one; both pass the same conformance suite. Knows counts and numbers, not gRPC, and
 nothing of how a policy is computed.
@@ -15,8 +15,8 @@ MAX_REASONS = 64
 """Distinct reason codes kept per node and version; further ones are counted under OTHER."""
 OTHER = "OTHER"
 MAX_EARLY = 1024
-"""Reports of one boot remembered ahead of a gap. When more arrive, the gap is given up: the missing report, should it come
-after all, adds nothing (counts may be low, never double)."""
+"""Reports of one boot remembered ahead of a gap. When more arrive, the gap is given up: the missing report, should it
+come after all, adds nothing (counts may be low, never double)."""
 MAX_BOOTS = 16
 """Boots of one node whose reports are told apart from repetitions; the longest silent one is forgotten."""
 MAX_ENTRIES = 10_000
@@ -121,7 +121,7 @@ class RouterStore(Protocol):
         ...
 
     async def revision(self, model: str, version: int, policy: str) -> int:
-        """The revision of this policy text: the last one when the text is the last one, else the next. From 1, never back."""
+        """The revision of this policy text: the last one when the text is the same, else the next; from 1 up."""
         ...
 
     async def add(self, report: Report, at: datetime) -> bool:

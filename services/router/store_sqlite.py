@@ -1,7 +1,7 @@
 """The router's durable store: one SQLite file, write-ahead log, synchronous=FULL.
 
-A commit is on disk when the call returns. All statements run in one thread of their own: SQLite wants one writer, and the
-event loop must not wait for a disk. Knows tables; what they mean is said in `store.py`.
+A commit is on disk when the call returns. All statements run in one thread of their own: SQLite wants one writer, and
+the event loop must not wait for a disk. Knows tables; what they mean is said in `store.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class SqliteStore:
         try:
             await self._run(self._open)
         except OSError as error:
-            raise MeshError(Reason.SERVICE_UNAVAILABLE, f"the router's folder is not usable: {error.strerror}") from error
+            detail = f"the router's folder is not usable: {error.strerror}"
+            raise MeshError(Reason.SERVICE_UNAVAILABLE, detail) from error
 
     async def stop(self) -> None:
         """Close; every accepted call is done before."""

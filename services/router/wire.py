@@ -26,7 +26,7 @@ _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 def model_from(name: str) -> str:
     """A model's name; FIELD_INVALID when it cannot be one."""
     if not _MODEL.fullmatch(name):
-        raise field_error("model", f"{name[:80]!r} is not a model's name: a-z, 0-9, '.', '_', '-', at most 64 characters")
+        raise field_error("model", f"{name[:80]!r} is no model's name: a-z, 0-9, '.', '_', '-', at most 64 characters")
     return name
 
 

@@ -105,6 +105,16 @@ def test_a_given_penalty_is_used() -> None:
     assert fit_exit(*_data(), l2=0.5).l2 == 0.5
 
 
+def test_the_weights_are_where_the_penalised_likelihood_has_no_slope() -> None:
+    features, answers = _data()
+    fitted = fit_exit(features, answers, l2=0.05)
+    rows = fitted.fit_indices
+    standard = (pool(features[rows]) - fitted.mean) / fitted.scale
+    error = softmax(standard @ fitted.weights + fitted.bias, axis=1) - answers[rows] / answers[rows].sum(1)[:, None]
+    np.testing.assert_allclose(standard.T @ error / len(rows) + 0.05 * fitted.weights, 0, atol=1e-3)
+    np.testing.assert_allclose(error.mean(axis=0), 0, atol=1e-3)
+
+
 def test_a_perfect_validation_part_proves_no_certainty(fitted: FittedExit) -> None:
     assert fitted.holdout_confidences.max() < 1.0
     assert fitted.temperature > 0.1
@@ -180,6 +190,9 @@ def test_pooling_is_mean_maximum_and_deviation_per_channel() -> None:
     first = maps[0, 0]
     pooled = pool(maps)[0]
     np.testing.assert_allclose(pooled[[0, 2, 4]], [first.mean(), first.max(), first.std()], rtol=1e-6)
+    many = np.random.default_rng(0).normal(size=(200, 2, 3, 4))
+    np.testing.assert_allclose(pool(many)[:, :2], many.mean(axis=(2, 3)))
+    assert pool(many[:0]).shape == (0, 6)
     tokens = maps.reshape(1, 6, 4)
     np.testing.assert_allclose(pool(tokens)[0, 4:8], tokens[0].max(axis=0))
     np.testing.assert_array_equal(pool(maps.reshape(3, 8)), maps.reshape(3, 8))

@@ -29,6 +29,7 @@ def test_a_confidence_equal_to_the_threshold_is_accepted() -> None:
         [math.inf, 0.0],
         [1.0, -math.inf],
         [1.5, -0.5],
+        [1.004, -0.004],
         [1.0, 1.0],
         [0.0, 0.0],
         [12.0, -3.0],

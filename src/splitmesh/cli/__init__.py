@@ -1,0 +1,8 @@
+"""The ``splitmesh`` command: for operators and ML engineers. Every command has ``--json``.
+
+Exit codes: 0 done; 1 refused, with a reason code on standard error; 2 wrong usage.
+"""
+
+from splitmesh.cli.app import main
+
+__all__ = ["main"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -109,7 +109,7 @@ class CompressionClient:
 
 
 async def _follow(
-    stub: compression_pb2_grpc.CompressionServiceAsyncStub,
+    stub: compression_pb2_grpc.CompressionServiceStub,
     compression_id: str,
     on_state: Callable[[CompressionInfo], None] | None,
 ) -> None:
@@ -134,8 +134,8 @@ async def _follow(
 
 
 async def _states(
-    stub: compression_pb2_grpc.CompressionServiceAsyncStub, compression_id: str
-) -> AsyncIterator[compression_pb2.Compression]:
+    stub: compression_pb2_grpc.CompressionServiceStub, compression_id: str
+) -> AsyncGenerator[compression_pb2.Compression]:
     call = stub.WatchCompression(compression_pb2.WatchCompressionRequest(compression_id=compression_id))
     try:
         async for response in call:

@@ -210,5 +210,5 @@ async def _as_async(frames: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncIter
         return next(iterator, None)
 
     # In a thread: a directory or a video file blocks while it is read.
-    while (frame := await asyncio.to_thread(following)) is not None:
-        yield frame
+    while (picture := await asyncio.to_thread(following)) is not None:
+        yield picture

@@ -17,6 +17,8 @@ DEFAULT_BUDGET_S = 20.0
 MARGIN_S = 150.0
 """On top of a budget: fetching the model, starting the child process, measuring sizes, waiting behind another job."""
 
+SPLIT_DEADLINE_S = 360.0
+
 
 @dataclass(frozen=True, slots=True)
 class CutInfo:
@@ -169,8 +171,8 @@ class PartitionClient:
         """Cut a version; the halves are a new version. Repeating the call gives the same version."""
         request = partition_pb2.SplitModelRequest(model=model, version=version, cut=cut)
         async with mesh_errors():
-            response = await (await self._stub()).SplitModel(request, timeout=DEFAULT_BUDGET_S + MARGIN_S)
+            response = await (await self._stub()).SplitModel(request, timeout=SPLIT_DEADLINE_S)
         return SplitResult(response.version, response.max_abs_error)
 
-    async def _stub(self) -> partition_pb2_grpc.PartitionServiceAsyncStub:
+    async def _stub(self) -> partition_pb2_grpc.PartitionServiceStub:
         return partition_pb2_grpc.PartitionServiceStub(await self._channels.to(SERVICE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -85,7 +85,7 @@ class RoutingClient:
             response = await (await self._stub()).SetTolerance(request)
         return ToleranceInfo(response.max_disagreement, response.delta)
 
-    async def watch_policy(self, model: str, version: int, node: str) -> AsyncIterator[PolicyInfo]:
+    async def watch_policy(self, model: str, version: int, node: str) -> AsyncGenerator[PolicyInfo]:
         """The policy of a version now, then each change, for as long as the caller iterates.
 
         A broken watch is opened again by itself, with a capped back-off; a policy that did not change meanwhile is not
@@ -145,7 +145,7 @@ class RoutingClient:
             response = await (await self._stub()).GetOutcomes(request)
         return [_node(entry) for entry in response.nodes]
 
-    async def _policies(self, model: str, version: int, node: str) -> AsyncIterator[PolicyInfo]:
+    async def _policies(self, model: str, version: int, node: str) -> AsyncGenerator[PolicyInfo]:
         """One stream, until it breaks."""
         request = routing_pb2.WatchPolicyRequest(model=model, version=version, node=node)
         async with mesh_errors():
@@ -156,7 +156,7 @@ class RoutingClient:
             finally:
                 call.cancel()
 
-    async def _stub(self) -> routing_pb2_grpc.RoutingServiceAsyncStub:
+    async def _stub(self) -> routing_pb2_grpc.RoutingServiceStub:
         return routing_pb2_grpc.RoutingServiceStub(await self._channels.to(SERVICE))
 
 

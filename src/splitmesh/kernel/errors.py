@@ -104,7 +104,7 @@ def from_status(status: status_pb2.Status) -> MeshError:
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             metadata = dict(info.metadata)
-            if info.reason in Reason:
+            if info.reason in Reason.__members__:
                 reason = Reason(info.reason)
             else:
                 reason, metadata["reason"] = Reason.INTERNAL, info.reason

@@ -2,8 +2,8 @@
 
 For work that is too heavy for the event loop or that may crash: profiling, cutting and fitting models. The child is
 spawned, never forked (gRPC's threads do not survive a fork), runs one function and ends. It is a limit, not a sandbox:
-same user, same files. So what it returns is trusted as much as our own code is, and travels as pickle; what the function
-reads out of foreign bytes never does. Knows nothing of models.
+same user, same files. So what it returns is trusted as much as our own code is, and travels as pickle; what the
+function reads out of foreign bytes never does. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ async def run_job(
         on_progress: called in this event loop.
 
     A cancelled call kills the child and returns when it is gone. Raises the function's own MeshError; DEADLINE_EXPIRED;
-    MODEL_TOO_LARGE when the function ran out of memory; INTERNAL when it crashed or raised anything else, the details of
-    which go to the log.
+    MODEL_TOO_LARGE when the function ran out of memory; INTERNAL when it crashed or raised anything else, the details
+    of which go to the log.
     """
     loop = asyncio.get_running_loop()
     report: Progress | None = None

@@ -1,8 +1,8 @@
 """The samples a model is calibrated on: the artefact ``calibration.safetensors``, packed and unpacked.
 
 For a model that takes pictures, one tensor ``pixels``, uint8 ``[n, height, width, channels]``, already resized by
-``Preprocess.pixels``: a quarter of the size of the model's input, and what a picture weighs can still be measured. For a
-model that takes tensors, one tensor per input under its name. safetensors holds numbers only; nothing in it is ever
+``Preprocess.pixels``: a quarter of the size of the model's input, and what a picture weighs can still be measured. For
+a model that takes tensors, one tensor per input under its name. safetensors holds numbers only; nothing in it is ever
 executed. Knows nothing of labels: calibration needs none.
 """
 
@@ -138,7 +138,7 @@ def unpack_calibration(data: bytes, manifest: Manifest) -> Calibration:
         raise _corrupt(f"it holds {sorted(tensors)}, expected {sorted(expected)}")
     sizes = {len(array) if array.ndim else 0 for array in tensors.values()}
     if len(sizes) != 1 or max(sizes) > MAX_SAMPLES:
-        raise _corrupt(f"its tensors hold {sorted(sizes)} samples; the same number of at most {MAX_SAMPLES} is expected")
+        raise _corrupt(f"its tensors hold {sorted(sizes)} samples; expected one number, at most {MAX_SAMPLES}")
     if max(sizes) == 0:
         raise MeshError(Reason.CALIBRATION_INSUFFICIENT, "the calibration file holds no sample")
     if manifest.preprocess is not None:

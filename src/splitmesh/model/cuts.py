@@ -1,16 +1,16 @@
 """Where a model can be cut.
 
 A cut is a set of tensors between a head and a tail. Candidates are the frontiers of every prefix of the topological
-order and the tensors that lie on every path from input to output (articulation tensors), which a prefix can miss when
-branches are interleaved in the file. Does not judge cuts: bytes and position are facts, times and leakage are
-measured elsewhere.
+order. Every tensor that lies on all paths from input to output (an articulation tensor) is among them: each node that
+matters comes either before or after it, so the prefix that ends with it has no other live tensor, in whatever order the
+file lists branches. Does not judge cuts: bytes and position are facts, times and leakage are measured elsewhere.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, KeysView, Sequence
 from dataclasses import dataclass
 
 from splitmesh.errors import MeshError, Reason
@@ -42,14 +42,16 @@ def list_cuts(graph: Graph, max_tensors: int = 4) -> list[Cut]:
     for one sample is not known or whose first dimension is not the batch.
     """
     needed = sorted(ancestors(graph, graph.outputs))
-    work = _Work(graph)
+    work, inputs = _weights(graph), set(graph.inputs)
+    total, done = sum(work[node] for node in needed) or 1, 0
     cuts: dict[frozenset[str], Cut] = {}
-    for names, head in (*_prefixes(graph, needed, max_tensors), *_articulations(graph, needed)):
-        key = frozenset(names)
-        if key in cuts or len(head) == len(needed) or any(_problem(graph, name) for name in names):
+    for count, (node, names) in enumerate(_frontiers(graph, needed), start=1):
+        done += work[node]
+        if not 0 < len(names) <= max_tensors or count == len(needed) or names & inputs:
             continue
-        cuts[key] = _cut(graph, names, head, work)
-    return sorted(cuts.values(), key=lambda cut: (cut.index, cut.position))
+        if frozenset(names) not in cuts and not any(_problem(graph, name) for name in names):
+            cuts[frozenset(names)] = _cut(graph, tuple(names), done / total, count)
+    return list(cuts.values())
 
 
 def resolve_cut(graph: Graph, names: Sequence[str]) -> Cut:
@@ -80,61 +82,38 @@ def resolve_cut(graph: Graph, names: Sequence[str]) -> Cut:
     for name in names:
         if problem := _problem(graph, name):
             raise MeshError(Reason.MODEL_SHAPE_UNKNOWN, f"tensor {name!r} {problem}", metadata={"tensor": name})
-    return _cut(graph, tuple(names), sides.head, _Work(graph))
+    work = _weights(graph)
+    total = sum(work[node] for node in sides.head | sides.tail) or 1
+    return _cut(graph, tuple(names), sum(work[node] for node in sides.head) / total, len(sides.head))
 
 
-class _Work:
-    """Shares of the model's work; nodes count equally in a model without convolutions and products."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._macs: Sequence[int] = graph.macs if any(graph.macs) else [1] * len(graph.nodes)
-        self._total = sum(self._macs[node] for node in ancestors(graph, graph.outputs)) or 1
-
-    def share(self, nodes: frozenset[int]) -> float:
-        return min(1.0, sum(self._macs[node] for node in nodes) / self._total)
+def _weights(graph: Graph) -> Sequence[int]:
+    """Work of each node; all count the same in a model without convolutions and products."""
+    return graph.macs if any(graph.macs) else [1] * len(graph.nodes)
 
 
-def _cut(graph: Graph, names: tuple[str, ...], head: frozenset[int], work: _Work) -> Cut:
+def _cut(graph: Graph, names: tuple[str, ...], position: float, index: int) -> Cut:
     samples = [graph.sample_spec(name) for name in names]
     size = sum(sample.size_bytes for sample in samples if sample is not None)
-    return Cut(names, tuple(graph.require_spec(name) for name in names), size, work.share(head), len(head))
+    return Cut(names, tuple(graph.require_spec(name) for name in names), size, position, index)
 
 
-def _prefixes(graph: Graph, needed: list[int], most: int) -> Iterator[tuple[tuple[str, ...], frozenset[int]]]:
-    """Live tensors after each prefix of ``needed``, and the prefix.
+def _frontiers(graph: Graph, needed: Sequence[int]) -> Iterator[tuple[int, KeysView[str]]]:
+    """Each node of ``needed`` with the tensors that are live after it (a view, valid until the next step).
 
-    Such a frontier is always a cut: a prefix holds the ancestors of its nodes, and each of its nodes is needed by an
-    output, so every path from it leaves through a live tensor.
+    A frontier without graph inputs is always a cut: a prefix holds all ancestors of its nodes, and each of its nodes is
+    needed by an output, so every path from it leaves through a live tensor.
     """
     readers = Counter(name for node in needed for name in graph.value_inputs(node))
     readers.update(set(graph.outputs) - graph.replicated)
-    live: dict[str, int] = {name: readers[name] for name in graph.inputs if readers[name]}
-    inputs = set(graph.inputs)
-    for count, node in enumerate(needed, start=1):
+    live = {name: readers[name] for name in graph.inputs if readers[name]}
+    for node in needed:
         for name in graph.value_inputs(node):
             live[name] -= 1
             if not live[name]:
                 del live[name]
         live.update((name, readers[name]) for name in graph.nodes[node].output if readers[name])
-        if 0 < len(live) <= most and not inputs & live.keys():
-            yield tuple(live), frozenset(needed[:count])
-
-
-def _articulations(graph: Graph, needed: list[int]) -> Iterator[tuple[tuple[str, ...], frozenset[int]]]:
-    """Tensors on every path from an input to an output: those with as many paths through them as there are in all."""
-    from_input = Counter({name: 1 for name in graph.inputs})
-    for node in needed:
-        paths = sum(from_input[name] for name in graph.value_inputs(node))
-        from_input.update({name: paths for name in graph.nodes[node].output if name})
-    to_output = Counter({name: 1 for name in graph.outputs if name not in graph.replicated})
-    for node in reversed(needed):
-        paths = sum(to_output[name] for name in graph.nodes[node].output if name)
-        to_output.update({name: paths for name in graph.value_inputs(node)})
-    total = sum(to_output[name] for name in graph.inputs)
-    for node in needed:
-        for name in graph.nodes[node].output:
-            if name and total and from_input[name] * to_output[name] == total:
-                yield (name,), ancestors(graph, (name,))
+        yield node, live.keys()
 
 
 def _require_cuttable(graph: Graph, name: str) -> None:

@@ -36,6 +36,9 @@ STD_EPSILON = 1e-8
 L2_GRID = tuple(float(value) for value in np.geomspace(10.0, 1e-4, 6))
 """Weight penalties tried, strongest first, so that each fit starts from a simpler one."""
 
+POOL_ROWS = 64
+"""Samples pooled at once: a whole calibration set in float64 would take gigabytes."""
+
 MAX_ITERATIONS = 300
 LOG_TEMPERATURES = (float(np.log(0.1)), float(np.log(10.0)))
 
@@ -98,6 +101,11 @@ def pool(features: Array) -> Floats:
     if features.ndim == 2:
         return features.astype(np.float64)
     axes = pooled_axes(features.ndim)
+    parts = [_pooled(features[row : row + POOL_ROWS], axes) for row in range(0, max(len(features), 1), POOL_ROWS)]
+    return np.concatenate(parts)
+
+
+def _pooled(features: Array, axes: tuple[int, ...]) -> Floats:
     wide = features.astype(np.float64)
     deviation = np.sqrt(wide.var(axis=axes) + STD_EPSILON)
     return np.concatenate([wide.mean(axis=axes), wide.max(axis=axes), deviation], axis=1)

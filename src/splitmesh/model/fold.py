@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from splitmesh.errors import MeshError, Reason
+
 _MAX_ELEMENTS = 1024
 _MAX_ROUNDS = 64
 """Inference and folding alternate; one round resolves one more data-dependent shape on the longest path."""
@@ -39,7 +41,7 @@ def fold_shapes(model: onnx.ModelProto, types: TensorTypes) -> bool:
     it are known.
     """
     graph = model.graph
-    known = {init.name: numpy_helper.to_array(init) for init in graph.initializer if _is_small(init)}
+    known = {init.name: _read(init) for init in graph.initializer if _is_small(init)}
     outputs = {value.name for value in graph.output}
     keep: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -59,6 +61,15 @@ def fold_shapes(model: onnx.ModelProto, types: TensorTypes) -> bool:
 def rounds() -> range:
     """How often inference and folding may alternate."""
     return range(_MAX_ROUNDS)
+
+
+def _read(tensor: onnx.TensorProto) -> Value:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise MeshError(
+            Reason.MODEL_CORRUPT, f"tensor {tensor.name!r} does not hold what its type and shape say"
+        ) from error
 
 
 def _is_small(init: onnx.TensorProto) -> bool:
@@ -103,7 +114,7 @@ def _constant(node: onnx.NodeProto) -> dict[str, Value] | None:
     value: Value
     match attribute.name:
         case "value" if _is_small(attribute.t):
-            value = numpy_helper.to_array(attribute.t)
+            value = _read(attribute.t)
         case "value_int":
             value = np.asarray(attribute.i, dtype=np.int64)
         case "value_ints" if len(attribute.ints) <= _MAX_ELEMENTS:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
@@ -23,9 +23,17 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.model.functions import inlined
 from splitmesh.model.operators import SIZE_FROM_VALUES, canonical_domain, is_allowed
 from splitmesh.model.shapes import infer, itemsize, runtime_inputs, shapes_at
+from splitmesh.model.walk import dense_tensors, every_node, sparse_tensors
 
 MIN_OPSET = 11
 MAX_OPSET = onnx.defs.onnx_opset_version()
+
+_PACKED = frozenset(
+    getattr(TensorProto, name)
+    for name in ("INT2", "UINT2", "INT4", "UINT4", "FLOAT4E2M1", "STRING")
+    if hasattr(TensorProto, name)
+)
+"""Element types whose raw data is not one whole number of bytes per element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +78,13 @@ def load_model(data: bytes, limits: ModelLimits = DEFAULT_LIMITS) -> onnx.ModelP
     model = _parse(data)
     _refuse_external(model)
     _require_counts(model, limits)
+    _require_whole_tensors(model)
     _require_opset(model)
     _require_operators(model)
-    _check(model)
+    _require_tensors(model)
     model = inlined(model, limits.max_nodes)
-    _require_ranks(model)
+    _complete_outputs(model)
+    _check(model)
     _infer_into(model)
     _require_sizes(model, limits)
     return model
@@ -97,61 +107,9 @@ def _parse(data: bytes) -> onnx.ModelProto:
     return model
 
 
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graph and every sub-graph, those in functions included."""
-    pending = [model.graph]
-    pending.extend(graph for node in _function_nodes(model) for graph in _subgraphs(node))
-    while pending:
-        graph = pending.pop()
-        yield graph
-        pending.extend(sub for node in graph.node for sub in _subgraphs(node))
-
-
-def _function_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    return (node for function in model.functions for node in function.node)
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    yield from _function_nodes(model)
-    for graph in _graphs(model):
-        yield from graph.node
-
-
-def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
-    for node in _nodes(model):
-        yield from node.attribute
-    for function in model.functions:
-        yield from function.attribute_proto
-
-
-def _sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
-    for graph in _graphs(model):
-        yield from graph.sparse_initializer
-    for attribute in _attributes(model):
-        if attribute.HasField("sparse_tensor"):
-            yield attribute.sparse_tensor
-        yield from attribute.sparse_tensors
-
-
-def _dense(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    for graph in _graphs(model):
-        yield from graph.initializer
-    for attribute in _attributes(model):
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-
-
 def _refuse_external(model: onnx.ModelProto) -> None:
-    parts = (tensor for sparse in _sparse(model) for tensor in (sparse.values, sparse.indices))
-    for tensor in (*_dense(model), *parts):
+    parts = (tensor for sparse in sparse_tensors(model) for tensor in (sparse.values, sparse.indices))
+    for tensor in (*dense_tensors(model), *parts):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise MeshError(
                 Reason.MODEL_EXTERNAL_DATA,
@@ -161,12 +119,12 @@ def _refuse_external(model: onnx.ModelProto) -> None:
 
 
 def _require_counts(model: onnx.ModelProto, limits: ModelLimits) -> None:
-    nodes = sum(1 for _ in _nodes(model))
+    nodes = sum(1 for _ in every_node(model))
     if nodes > limits.max_nodes:
         raise _too_large(f"the model has {nodes} operators; at most {limits.max_nodes}")
     total = 0
-    shapes = [(tensor.name, tensor.dims, tensor.data_type) for tensor in _dense(model)]
-    shapes += [(sparse.values.name, sparse.dims, sparse.values.data_type) for sparse in _sparse(model)]
+    shapes = [(tensor.name, tensor.dims, tensor.data_type) for tensor in dense_tensors(model)]
+    shapes += [(sparse.values.name, sparse.dims, sparse.values.data_type) for sparse in sparse_tensors(model)]
     for name, dims, elem_type in shapes:
         if any(dim < 0 for dim in dims):
             raise MeshError(Reason.MODEL_CORRUPT, f"tensor {name!r} has negative dimensions {list(dims)}")
@@ -175,6 +133,18 @@ def _require_counts(model: onnx.ModelProto, limits: ModelLimits) -> None:
         total += math.prod(dims) * itemsize(elem_type)
     if total > limits.max_initialiser_bytes:
         raise _too_large(f"the constant tensors take {total} bytes; at most {limits.max_initialiser_bytes}")
+
+
+def _require_whole_tensors(model: onnx.ModelProto) -> None:
+    """Raw data must be as long as type and shape say; sub-byte types and typed fields are left to the runtime."""
+    for tensor in dense_tensors(model):
+        if not tensor.HasField("raw_data") or tensor.data_type in _PACKED:
+            continue
+        expected = math.prod(tensor.dims) * itemsize(tensor.data_type)
+        if len(tensor.raw_data) != expected:
+            raise MeshError(
+                Reason.MODEL_CORRUPT, f"tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, not {expected}"
+            )
 
 
 def _require_opset(model: onnx.ModelProto) -> None:
@@ -194,7 +164,7 @@ def _require_operators(model: onnx.ModelProto) -> None:
     refused = sorted(
         {
             ".".join(filter(None, (canonical_domain(node.domain), node.op_type)))
-            for node in _nodes(model)
+            for node in every_node(model)
             if (node.domain, node.op_type) not in local and not is_allowed(node.domain, node.op_type)
         }
     )
@@ -214,13 +184,30 @@ def _check(model: onnx.ModelProto) -> None:
         raise MeshError(Reason.MODEL_CORRUPT, f"the model breaks the ONNX rules: {detail}") from error
 
 
-def _require_ranks(model: onnx.ModelProto) -> None:
+def _require_tensors(model: onnx.ModelProto) -> None:
     for value in (*runtime_inputs(model), *model.graph.output):
-        if not value.type.HasField("tensor_type"):
-            raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"{value.name!r} is not a tensor")
+        kind = value.type.WhichOneof("value")
+        if kind not in ("tensor_type", None):
+            raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"{value.name!r} is a {kind}, not a tensor")
     for value in runtime_inputs(model):
         if not value.type.tensor_type.HasField("shape"):
             raise MeshError(Reason.MODEL_SHAPE_UNKNOWN, f"input {value.name!r} does not declare its shape")
+        if any(dim.HasField("dim_value") and dim.dim_value < 1 for dim in value.type.tensor_type.shape.dim):
+            raise MeshError(Reason.MODEL_CORRUPT, f"input {value.name!r} has a dimension that is not positive")
+
+
+def _complete_outputs(model: onnx.ModelProto) -> None:
+    """ONNX asks for the shape of every output, but exporters leave it out; then inference has to know it."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return
+    types = shapes_at(model, batch=1)
+    for value in model.graph.output:
+        tensor = types.get(value.name)
+        if tensor is None or not tensor.HasField("shape"):
+            raise MeshError(Reason.MODEL_SHAPE_UNKNOWN, f"output {value.name!r} has no shape that can be inferred")
+        if not value.type.tensor_type.HasField("shape"):
+            anonymous = [None] * len(tensor.shape.dim)
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, tensor.elem_type, anonymous))
 
 
 def _infer_into(model: onnx.ModelProto) -> None:

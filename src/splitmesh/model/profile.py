@@ -85,8 +85,8 @@ def profile_cuts(
         on_progress: called with steps done, steps in all and what comes next.
         clock: seconds; the source of all times.
 
-    Raises MeshError FIELD_INVALID for values out of range, CALIBRATION_INSUFFICIENT when ``feeds`` is empty or a cut has
-    no finite value, and what loading, cutting and running raise.
+    Raises MeshError FIELD_INVALID for values out of range, CALIBRATION_INSUFFICIENT when ``feeds`` is empty or a cut
+    has no finite value, and what loading, cutting and running raise.
     """
     _require_at_least("budget_s", budget_s, 0)
     _require_at_least("repeats", repeats, 1)
@@ -96,10 +96,10 @@ def profile_cuts(
     started = clock()
     graph = Graph(load_model(whole))
     candidates = list_cuts(graph) if cuts is None else list(cuts)
-    chosen = _spread(candidates, max_points)
+    count = min(max_points, len(candidates))
     samples = _samples(graph, candidates, feeds, budget_s)
-    steps = _Steps(2 + len(chosen), on_progress)
-    bench = _Bench(repeats, warmup, threads, budget_s / (2 * len(chosen) + 1), clock)
+    steps = _Steps(2 + count, on_progress)
+    bench = _Bench(repeats, warmup, threads, budget_s / (2 * count + 1), clock)
 
     steps.next("timing the whole model")
     whole_time, _ = bench.time(whole, samples)
@@ -107,7 +107,7 @@ def profile_cuts(
     costs = wire_costs(graph.model, candidates, samples, threads=threads, clock=clock)
     points: dict[Cut, _Point] = {}
     refused = set[Cut]()
-    for cut in chosen:
+    for cut in _spread(candidates, costs, count):
         before = clock()
         steps.next(f"timing the cut at {', '.join(cut.tensors)}")
         try:
@@ -208,15 +208,16 @@ def _samples(
     return samples[: min(MAX_SAMPLES, max(1, affordable))]
 
 
-def _spread(cuts: Sequence[Cut], most: int) -> list[Cut]:
+def _spread(cuts: Sequence[Cut], costs: Sequence[WireCost], most: int) -> list[Cut]:
     """First and last cut, then cuts as far as possible from those before, so that stopping early leaves no gap."""
     if len(cuts) <= 2:
         return list(cuts)
+    wire = {cut: min(cost.bytes.values()) for cut, cost in zip(cuts, costs, strict=True)}
     ordered = sorted(cuts, key=lambda cut: (cut.position, cut.index))
     chosen, left = [ordered[0], ordered[-1]], ordered[1:-1]
     while left and len(chosen) < most:
-        # of equally distant ones the smallest: the likelier choice of a plan
-        farthest = max(left, key=lambda cut: (min(abs(cut.position - c.position) for c in chosen), -cut.size_bytes))
+        # of equally distant ones (a convolution and its ReLU) the smallest on the wire: the likelier choice of a plan
+        farthest = max(left, key=lambda cut: (min(abs(cut.position - c.position) for c in chosen), -wire[cut]))
         chosen.append(farthest)
         left.remove(farthest)
     return chosen

@@ -16,7 +16,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 _INSTALL_HINT = "tools/install_real_parts.sh installs it on Debian 12"
 
 
-class RealPartMissing(RuntimeError):
+class RealPartMissing(RuntimeError):  # noqa: N818  a state of the machine, not a mistake of the program
     """A program that a test or a tool cannot do without is not on this machine."""
 
 

@@ -1,0 +1,32 @@
+"""Where the partitioner's objects meet."""
+
+from __future__ import annotations
+
+from services.partitioner.config import PartitionerSettings
+from services.partitioner.partition import Partitioner
+from services.partitioner.profiles import ProfileCache
+from services.partitioner.servicer import PartitionServicer
+from splitmesh.api.partition.v1 import partition_pb2, partition_pb2_grpc
+from splitmesh.client.registry import RegistryClient
+from splitmesh.kernel.jobs import JobSlots
+from splitmesh.kernel.lifecycle import App, Kernel
+from splitmesh.kernel.server import Binding
+
+ABOUT = "Profiles registered models, plans where to cut them and makes split versions."
+
+SERVICE_NAME = partition_pb2.DESCRIPTOR.services_by_name["PartitionService"].full_name
+
+
+def build(settings: PartitionerSettings, kernel: Kernel) -> App:
+    """The partitioner, not started."""
+    partitioner = Partitioner(
+        RegistryClient(kernel.channels),
+        ProfileCache(settings.data_dir / "profiles", settings.max_profiles),
+        JobSlots(settings.max_running_jobs, settings.max_waiting_jobs),
+        settings,
+    )
+    servicer = PartitionServicer(partitioner)
+    binding = Binding(
+        SERVICE_NAME, lambda server: partition_pb2_grpc.add_PartitionServiceServicer_to_server(servicer, server)
+    )
+    return App("partitioner", [binding])

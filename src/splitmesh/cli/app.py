@@ -1,0 +1,37 @@
+"""The table of commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from splitmesh.cli import infer, models, nodes, planning, shrinking, splitting
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Run one vision model across factory edges and a cloud. Addresses: SPLITMESH_HEAD for infer and stream; "
+    "SPLITMESH_STATIC_ADDRESSES, or SPLITMESH_DISCOVERY=consul, for the rest.",
+)
+app.command()(infer.infer)
+app.command()(infer.stream)
+app.add_typer(models.app, name="models")
+app.command()(planning.plan)
+app.command()(splitting.split)
+app.command()(shrinking.compress)
+app.command()(shrinking.tolerance)
+app.command()(nodes.nodes)
+
+CLOUD_ONLY = frozenset({"onnx", "onnxruntime", "scipy"})
+
+
+def main() -> None:
+    """Entry point of the ``splitmesh`` command."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name not in CLOUD_ONLY:
+            raise
+        print(f"splitmesh: this command needs {error.name}: pip install 'splitmesh[cloud]'", file=sys.stderr)
+        raise SystemExit(1) from error

@@ -1,0 +1,94 @@
+"""``splitmesh infer`` and ``splitmesh stream``: what a camera gateway does, by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from splitmesh.cli.connect import default_head
+from splitmesh.cli.output import JsonOption, run, show_json, show_line, show_table
+from splitmesh.cli.sources import frames
+from splitmesh.client import Answer, FrameFailure, Mesh
+
+HeadOption = Annotated[str, typer.Option("--head", help="Address of the edge head.", default_factory=default_head)]
+ModelOption = Annotated[str, typer.Option("--model", help="Model to ask; empty: the head's first.")]
+DeadlineOption = Annotated[int, typer.Option("--deadline-ms", min=1, help="Time within which an answer is useful.")]
+OtlpOption = Annotated[str, typer.Option("--otlp", help="host:port that takes this command's own spans.")]
+
+SHOWN_LABELS = 3
+
+
+def infer(
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A picture.")],
+    head: HeadOption,
+    model: ModelOption = "",
+    camera: Annotated[str, typer.Option(help="Camera id for traces and counts.")] = "cli",
+    deadline_ms: DeadlineOption = 5000,
+    otlp: OtlpOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Answer one picture."""
+
+    async def ask() -> Answer:
+        async with Mesh(head, model=model, deadline_ms=deadline_ms, otlp_endpoint=otlp) as mesh:
+            return await mesh.infer(image, camera=camera)
+
+    answer = run(ask())
+    if json:
+        show_json(answer)
+        return
+    rows = [[label.name or label.index, label.score] for label in answer.labels[:SHOWN_LABELS]]
+    show_table("", ["class", "probability"], rows)
+    fallback = f" ({answer.fallback_reason})" if answer.fallback_reason else ""
+    print(f"{answer.answered_by}{fallback}, {answer.model} version {answer.version}, trace {answer.trace_id}")
+    print(f"{answer.timings.total_ms:.1f} ms, {answer.uplink_bytes} bytes on the uplink")
+
+
+def stream(
+    source: Annotated[Path, typer.Argument(help="A folder of pictures or a video file.")],
+    head: HeadOption,
+    model: ModelOption = "",
+    camera: Annotated[str, typer.Option(help="Camera id for traces and counts.")] = "cli",
+    deadline_ms: DeadlineOption = 1000,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
+    window: Annotated[int, typer.Option(min=1, max=4096, help="Frames under way at once.")] = 16,
+    otlp: OtlpOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Answer a folder or a video; one JSON line per frame with --json, a summary otherwise."""
+    outcomes: list[Answer | FrameFailure] = []
+
+    async def follow() -> None:
+        pictures = frames(source, limit)
+        async with Mesh(head, model=model, deadline_ms=deadline_ms, otlp_endpoint=otlp) as mesh:
+            with Progress(transient=True, disable=json) as progress:
+                task = progress.add_task("frames", total=limit)
+                async for outcome in mesh.stream(pictures, camera=camera, window=window):
+                    outcomes.append(outcome)
+                    progress.advance(task)
+                    if json:
+                        show_line(outcome)
+
+    run(follow())
+    if json:
+        return
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, FrameFailure)]
+    total = max(1, len(outcomes))
+    rows: list[list[object]] = []
+    for who, count in Counter(answer.answered_by.value for answer in answers).most_common():
+        times = sorted(answer.timings.total_ms for answer in answers if answer.answered_by == who)
+        rows.append(
+            [who, count, count / total, times[len(times) // 2], times[min(len(times) - 1, len(times) * 99 // 100)]]
+        )
+    for reason, count in Counter(failure.error.reason.value for failure in failed).most_common():
+        rows.append([f"refused: {reason}", count, count / total, "", ""])
+    show_table(f"{len(outcomes)} frames", ["answered by", "frames", "share", "p50 ms", "p99 ms"], rows)
+    classes = Counter(answer.label.name or str(answer.label.index) for answer in answers if answer.labels)
+    if classes:
+        show_table("", ["class", "frames"], [list(pair) for pair in classes.most_common()])
+    print(f"{sum(answer.uplink_bytes for answer in answers):,} bytes of features on the uplink")

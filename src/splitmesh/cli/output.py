@@ -1,0 +1,80 @@
+"""How commands show what they found: a table for people, JSON for programs, one line with a reason for errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from splitmesh.errors import MeshError
+
+T = TypeVar("T")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine; a MeshError becomes one line and exit code 1."""
+    try:
+        return asyncio.run(work)
+    except MeshError as error:
+        refuse(error)
+
+
+def refuse(error: MeshError) -> NoReturn:
+    """Print the error and leave with exit code 1."""
+    print(f"splitmesh: {error.reason.value}: {error.message}", file=sys.stderr)
+    for field, problem in error.fields:
+        print(f"  {field}: {problem}", file=sys.stderr)
+    raise typer.Exit(1) from error
+
+
+def show_json(value: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, default=_plain, indent=2))
+
+
+def show_line(value: object) -> None:
+    """One JSON line on standard output."""
+    print(json.dumps(value, default=_plain), flush=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; numbers are aligned to the right."""
+    table = Table(title=title or None, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console(soft_wrap=False).print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, MeshError):
+        return {"reason": value.reason.value, "message": value.message}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,58 @@
+"""Cameras for the command line: a folder of pictures or a video file, as encoded pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from splitmesh.errors import MeshError, Reason, field_error
+
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+JPEG_QUALITY = 90
+
+
+def frames(source: Path, limit: int | None = None) -> Iterator[bytes]:
+    """Pictures of a folder by name, or frames of a video as JPEG q90; at most ``limit``.
+
+    FIELD_INVALID when the source is missing or holds none; video needs the extra ``video`` (PyAV).
+    """
+    pictures = _folder(source) if source.is_dir() else _video(source)
+    for number, picture in enumerate(pictures):
+        if limit is not None and number >= limit:
+            return
+        yield picture
+
+
+def _folder(folder: Path) -> Iterator[bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise field_error("source", f"no pictures ({', '.join(sorted(PICTURES))}) below {folder}")
+    for path in paths:
+        yield path.read_bytes()
+
+
+def _video(path: Path) -> Iterator[bytes]:
+    if not path.is_file():
+        raise field_error("source", f"{path} is neither a folder nor a file")
+    if path.suffix.lower() in PICTURES:
+        yield path.read_bytes()
+        return
+    try:
+        import av
+    except ImportError as error:
+        raise field_error("source", "video files need PyAV: pip install 'splitmesh[video]'") from error
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                yield _jpeg(Image.fromarray(frame.to_ndarray(format="rgb24")))
+    except av.error.FFmpegError as error:
+        raise MeshError(Reason.IMAGE_UNDECODABLE, f"{path} cannot be read as a video") from error
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,121 @@
+"""``splitmesh split``: cut a model in two. Also works on an ONNX file alone, with no service running."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitmesh.cli.connect import channels, find_version, is_file
+from splitmesh.cli.models import read_labels, read_preprocess
+from splitmesh.cli.output import JsonOption, refuse, run, show_json, show_table
+from splitmesh.cli.planning import FileOrVersion
+from splitmesh.cli.sources import frames
+from splitmesh.client.partition import PartitionClient, SplitResult
+from splitmesh.client.registry import RegistryClient
+from splitmesh.errors import MeshError, field_error
+
+AtOption = Annotated[list[str], typer.Option("--at", help="Tensors to cut at, separated by commas; may be repeated.")]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFiles:
+    """What a split of a file wrote."""
+
+    out: Path
+    size_bytes: Mapping[str, int]
+    cut: tuple[str, ...]
+    max_abs_error: float
+    """Of head + tail against the whole, as a share of an output's largest magnitude."""
+
+
+def split(
+    model: FileOrVersion,
+    at: AtOption,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="For a file: folder for the halves.")] = None,
+    labels: Annotated[Path | None, typer.Option(exists=True, help="For a file: class names for the manifest.")] = None,
+    preprocess: Annotated[Path | None, typer.Option(exists=True, help="For a file: pipeline for the manifest.")] = None,
+    quantise: Annotated[bool, typer.Option("--quantise", help="For a file: 8 bits at the cut; not exact.")] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(exists=True, help="For a file: folder of typical pictures, to quantise with.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Cut a model in two and verify head + tail against the whole; exact unless --quantise is given."""
+    if not is_file(model):
+        if out or labels or preprocess or quantise or calibration:
+            raise typer.BadParameter("--out, --labels, --preprocess, --quantise and --calibration are for ONNX files")
+
+        async def ask() -> SplitResult:
+            async with channels() as opened:
+                version = await find_version(RegistryClient(opened), model)
+                return await PartitionClient(opened).split(version.model, version.version, tensors(at))
+
+        result = run(ask())
+        if json:
+            show_json(result)
+        else:
+            print(f"version {result.version}: head + tail differ from the whole by at most {result.max_abs_error:.2e}")
+        return
+    if out is None:
+        raise typer.BadParameter("--out is needed for an ONNX file")
+    try:
+        report = split_file(
+            Path(model), tensors(at), out, labels, preprocess, calibration if quantise else None, quantise
+        )
+    except MeshError as error:
+        refuse(error)
+    if json:
+        show_json(report)
+        return
+    show_table("", ["file", "bytes"], [[name, size] for name, size in report.size_bytes.items()])
+    print(f"written to {out}; head + tail differ from the whole by at most {report.max_abs_error:.2e}")
+
+
+def split_file(
+    path: Path,
+    at: Sequence[str],
+    out: Path,
+    labels: Path | None,
+    preprocess: Path | None,
+    calibration: Path | None,
+    quantise: bool,
+) -> SplitFiles:
+    """Write head.onnx, tail.onnx and manifest.json (and the whole) of an ONNX file."""
+    import numpy as np
+
+    from splitmesh.model.artifacts import split_bytes, write_split
+    from splitmesh.model.load import load_file
+    from splitmesh.model.manifest import HEAD, TAIL
+
+    load_file(path)
+    pipeline = read_preprocess(preprocess) if preprocess else None
+    names = read_labels(labels) if labels else ()
+    manifest, artifacts = split_bytes(path.read_bytes(), at, preprocess=pipeline, labels=names)
+    if quantise:
+        if calibration is None or pipeline is None:
+            raise field_error(
+                "calibration", "--quantise needs --calibration and --preprocess: ranges of random input mislead"
+            )
+        from splitmesh.model.compress import quantise_split
+
+        pixels = np.stack([pipeline.pixels(picture) for picture in frames(calibration)])
+        feeds = [{manifest.whole.inputs[0].name: pipeline.normalise(pixels)}]
+        manifest, artifacts = quantise_split(manifest, artifacts, feeds)
+    write_split(out, manifest, artifacts)
+    if manifest.split is None:
+        raise AssertionError("a split has a split manifest")
+    return SplitFiles(
+        out=out,
+        size_bytes={name: len(artifacts[name]) for name in (HEAD, TAIL)},
+        cut=tuple(tensor.name for tensor in manifest.split.cut),
+        max_abs_error=manifest.split.verification.max_abs_error,
+    )
+
+
+def tensors(at: Sequence[str]) -> list[str]:
+    """The tensor names of one or more --at options."""
+    return [name.strip() for option in at for name in option.split(",") if name.strip()]

@@ -1,0 +1,133 @@
+"""The manifest: what it promises, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from splitmesh.errors import MeshError, Reason
+from splitmesh.model.manifest import MAX_MANIFEST_BYTES, Manifest, TensorInfo
+from splitmesh.tensor import TensorSpec
+
+
+def document() -> dict[str, Any]:
+    """A complete manifest with a quantised cut and an exit."""
+    image = {"name": "x", "dtype": "float32", "shape": [-1, 3, 8, 8]}
+    cut = {"name": "b", "dtype": "float32", "shape": [-1, 8, 4, 4]}
+    wire = {"name": "b_q", "dtype": "int8", "shape": [-1, 8, 4, 4]}
+    logits = {"name": "y", "dtype": "float32", "shape": [-1, 2]}
+    exit_output = {"name": "exit", "dtype": "float32", "shape": [-1, 2]}
+    return {
+        "schema_version": 1,
+        "task": "classification",
+        "labels": ["ok", "ng"],
+        "preprocess": {"width": 8, "height": 8},
+        "whole": {"artifact": "model.onnx", "inputs": [image], "outputs": [logits]},
+        "split": {
+            "cut": [cut],
+            "wire": [wire],
+            "head": {"artifact": "head.onnx", "inputs": [image], "outputs": [wire, exit_output]},
+            "tail": {"artifact": "tail.onnx", "inputs": [wire], "outputs": [logits]},
+            "quantisation": [
+                {"tensor": "b", "wire_tensor": "b_q", "dtype": "int8", "scale": [0.1], "zero_point": [0]}
+            ],
+            "verification": {"inputs": 8, "batch_sizes": [1, 3], "max_abs_error": 0.01, "top1_agreement": 1.0},
+        },
+        "exit": {
+            "output": "exit",
+            "temperature": 1.5,
+            "fit_samples": 100,
+            "holdout_samples": 50,
+            "holdout_agreement": 0.98,
+        },
+    }
+
+
+def test_a_manifest_survives_a_round_trip() -> None:
+    manifest = Manifest.from_json(json.dumps(document()))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert Manifest.from_json(manifest.to_json()).to_json() == manifest.to_json()
+
+
+def test_a_manifest_cannot_be_changed() -> None:
+    manifest = Manifest.from_json(json.dumps(document()))
+    with pytest.raises(ValidationError):
+        manifest.task = "raw"  # type: ignore[misc]
+
+
+def test_tensor_information_and_specification_are_the_same_thing() -> None:
+    spec = TensorSpec("t", "int8", (-1, 4))
+    assert TensorInfo.of(spec).spec() == spec
+
+
+BREAKS = {
+    "an unknown field": ("surprise", 1),
+    "a newer schema": ("schema_version", 2),
+    "an unknown task": ("task", "detection"),
+    "one label": ("labels", ["ok"]),
+    "equal labels": ("labels", ["ok", "ok"]),
+    "more labels than classes": ("labels", ["a", "b", "c"]),
+    "labels on a raw task": ("task", "raw"),
+    "an exit without a split": ("split", None),
+    "a head output nobody needs": ("exit", None),
+    "an exit the head does not produce": ("exit.output", "other"),
+    "a temperature of zero": ("exit.temperature", 0),
+    "an agreement above one": ("exit.holdout_agreement", 1.1),
+    "a path for an artefact": ("whole.artifact", "../model.onnx"),
+    "a hidden file for an artefact": ("whole.artifact", ".model"),
+    "an artefact name with a line break": ("whole.artifact", "model.onnx\n"),
+    "segments that share an artefact": ("split.tail.artifact", "head.onnx"),
+    "an unknown element type": ("whole.inputs.0.dtype", "bfloat16"),
+    "a dimension of zero": ("whole.inputs.0.shape", [0, 3]),
+    "a tail that takes something else": ("split.tail.inputs.0.name", "c"),
+    "a head that takes another input": ("split.head.inputs.0.name", "image"),
+    "a tail with another output": ("split.tail.outputs.0.name", "z"),
+    "a quantised tensor that does not cross": ("split.quantisation.0.wire_tensor", "b"),
+    "a quantised tensor of another type": ("split.quantisation.0.dtype", "uint8"),
+    "a zero point out of range": ("split.quantisation.0.zero_point", [200]),
+    "more scales than zero points": ("split.quantisation.0.scale", [0.1, 0.2]),
+    "a scale of zero": ("split.quantisation.0.scale", [0.0]),
+    "a verification of nothing": ("split.verification.inputs", 0),
+    "an infinite error": ("split.verification.max_abs_error", float("inf")),
+}
+
+
+@pytest.mark.parametrize("break_", BREAKS.values(), ids=BREAKS.keys())
+def test_a_manifest_is_refused_for(break_: tuple[str, object]) -> None:
+    path, replacement = break_
+    broken: Any = json.loads(json.dumps(document()))
+    *parents, last = path.split(".")
+    target = broken
+    for part in parents:
+        target = target[int(part)] if part.isdigit() else target[part]
+    target[last] = replacement
+    with pytest.raises(MeshError) as caught:
+        Manifest.from_json(json.dumps(broken))
+    assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_text_that_is_no_manifest_is_refused(text: bytes) -> None:
+    with pytest.raises(MeshError) as caught:
+        Manifest.from_json(text)
+    assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+def test_a_manifest_of_unreasonable_size_is_not_read() -> None:
+    with pytest.raises(MeshError, match="more than"):
+        Manifest.from_json(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+def test_reading_a_manifest_and_running_a_segment_needs_neither_onnx_nor_torch() -> None:
+    script = (
+        "import sys; import splitmesh.model.manifest, splitmesh.runtime;"
+        "sys.exit(' '.join(m for m in ('onnx', 'torch', 'grpc') if m in sys.modules) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stderr.strip() == ""
+    assert result.returncode == 0

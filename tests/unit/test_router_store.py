@@ -1,0 +1,187 @@
+"""One conformance suite for the router's stores, and what only the durable one promises."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from services.router import store as store_module
+from services.router.store import MAX_REASONS, OTHER, Counts, MemoryStore, Report, RouterStore, Tolerance
+from services.router.store_sqlite import SCHEMA_VERSION, SqliteStore
+from splitmesh.errors import MeshError, Reason
+
+NOW = datetime(2025, 1, 2, 3, 4, 5, 678901, UTC)
+REPORT = Report(
+    node="mec-1", boot_id="b1", sequence=1, model="joints", version=3, counts=Counts(10, 4, 1, {"LINK": 2}, {"BAD": 1})
+)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RouterStore]:
+    made: RouterStore = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "new" / "router.sqlite")
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def test_a_tolerance_is_none_until_stated_and_then_the_last_one(store: RouterStore) -> None:
+    assert await store.tolerance("joints") is None
+    await store.set_tolerance("joints", Tolerance(0.02, 0.05))
+    await store.set_tolerance("joints", Tolerance(0.01, 0.1))
+    assert await store.tolerance("joints") == Tolerance(0.01, 0.1)
+    assert await store.tolerance("other") is None
+
+
+async def test_a_revision_grows_with_each_change_of_the_text_and_only_then(store: RouterStore) -> None:
+    revisions = [await store.revision("joints", 3, text) for text in ("a", "a", "b", "a")]
+    assert revisions == [1, 1, 2, 3]
+    assert await store.revision("joints", 4, "a") == 1
+
+
+async def test_reports_add_up_by_version_and_node(store: RouterStore) -> None:
+    later = NOW + timedelta(seconds=5)
+    assert await store.add(REPORT, NOW)
+    assert await store.add(replace(REPORT, sequence=2), later)
+    assert await store.add(replace(REPORT, node="mec-2"), NOW)
+    assert await store.add(replace(REPORT, sequence=3, version=4), NOW)
+    assert await store.add(replace(REPORT, sequence=4, model="other"), NOW)
+    found = await store.outcomes("joints")
+    assert [(entry.node, entry.version) for entry in found] == [("mec-1", 3), ("mec-1", 4), ("mec-2", 3)]
+    assert found[0].counts == Counts(20, 8, 2, {"LINK": 4}, {"BAD": 2})
+    assert found[0].last_report_time == later
+    assert [entry.version for entry in await store.outcomes("joints", 4)] == [4]
+    assert await store.outcomes("unknown") == []
+
+
+async def test_a_repeated_report_adds_nothing(store: RouterStore) -> None:
+    assert await store.add(REPORT, NOW)
+    assert not await store.add(REPORT, NOW)
+    assert not await store.add(replace(REPORT, counts=Counts(99)), NOW + timedelta(hours=1))
+    (entry,) = await store.outcomes("joints")
+    assert entry.counts == REPORT.counts
+    assert entry.last_report_time == NOW
+
+
+async def test_the_same_sequence_of_another_boot_or_node_is_another_report(store: RouterStore) -> None:
+    assert await store.add(REPORT, NOW)
+    assert await store.add(replace(REPORT, boot_id="b2"), NOW)
+    assert await store.add(replace(REPORT, node="mec-2"), NOW)
+
+
+async def test_reports_that_come_out_of_order_are_each_added_once(store: RouterStore) -> None:
+    added = [await store.add(replace(REPORT, sequence=n), NOW) for n in (3, 1, 3, 2, 1, 4, 2)]
+    assert added == [True, True, False, True, False, True, False]
+    (entry,) = await store.outcomes("joints")
+    assert entry.counts.edge_exit == 40
+
+
+async def test_a_gap_is_given_up_after_many_later_reports(store: RouterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MAX_EARLY", 3)
+    for sequence in (1, 3, 4, 5, 6):
+        assert await store.add(replace(REPORT, sequence=sequence), NOW)
+    assert not await store.add(replace(REPORT, sequence=2), NOW)
+    assert await store.add(replace(REPORT, sequence=7), NOW)
+
+
+async def test_a_report_that_comes_late_within_the_gap_counts(store: RouterStore) -> None:
+    for sequence in range(3, 20):
+        assert await store.add(replace(REPORT, sequence=sequence), NOW)
+    assert await store.add(replace(REPORT, sequence=2), NOW)
+
+
+async def test_only_the_most_recent_boots_of_a_node_are_remembered(store: RouterStore) -> None:
+    for boot in range(20):
+        assert await store.add(replace(REPORT, boot_id=f"b{boot}"), NOW)
+    assert not await store.add(replace(REPORT, boot_id="b19"), NOW)
+    assert not await store.add(replace(REPORT, boot_id="b4"), NOW)
+    assert await store.add(replace(REPORT, boot_id="b0"), NOW)
+
+
+async def test_reasons_beyond_the_limit_are_counted_together(store: RouterStore) -> None:
+    for sequence in range(1, 4):
+        reasons = {f"R{sequence}_{n}": 1 for n in range(40)}
+        await store.add(replace(REPORT, sequence=sequence, counts=Counts(edge_fallback=reasons)), NOW)
+    (entry,) = await store.outcomes("joints")
+    assert len(entry.counts.edge_fallback) == MAX_REASONS + 1
+    assert entry.counts.edge_fallback[OTHER] == 120 - MAX_REASONS
+    assert sum(entry.counts.edge_fallback.values()) == 120
+
+
+async def test_everything_survives_closing_and_opening(tmp_path: Path) -> None:
+    path = tmp_path / "router.sqlite"
+    first = SqliteStore(path)
+    await first.start()
+    await first.set_tolerance("joints", Tolerance(0.01, 0.1))
+    await first.revision("joints", 3, "a")
+    await first.add(REPORT, NOW)
+    await first.stop()
+    second = SqliteStore(path)
+    await second.start()
+    try:
+        assert await second.tolerance("joints") == Tolerance(0.01, 0.1)
+        assert await second.revision("joints", 3, "a") == 1
+        assert await second.revision("joints", 3, "b") == 2
+        assert not await second.add(REPORT, NOW)
+        (entry,) = await second.outcomes("joints")
+        assert (entry.counts, entry.last_report_time) == (REPORT.counts, NOW)
+    finally:
+        await second.stop()
+
+
+async def test_what_was_acknowledged_is_seen_by_another_reader_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "router.sqlite"
+    store = SqliteStore(path)
+    await store.start()
+    try:
+        await store.add(REPORT, NOW)
+        with sqlite3.connect(path) as reader:
+            assert reader.execute("SELECT count(*) FROM outcomes").fetchone() == (1,)
+            assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    finally:
+        await store.stop()
+
+
+async def test_a_failure_in_the_middle_of_a_report_leaves_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "router.sqlite"
+    store = SqliteStore(path)
+    await store.start()
+    try:
+        with sqlite3.connect(path) as other:
+            other.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON outcomes BEGIN SELECT raise(ABORT, 'disk I/O error'); END"
+            )
+        with pytest.raises(MeshError):
+            await store.add(REPORT, NOW)
+        with sqlite3.connect(path) as other:
+            other.execute("DROP TRIGGER full")
+        assert await store.add(REPORT, NOW)
+    finally:
+        await store.stop()
+
+
+async def test_a_file_that_is_no_database_or_of_a_later_schema_is_refused(tmp_path: Path) -> None:
+    damaged, later = tmp_path / "damaged", tmp_path / "later"
+    damaged.write_bytes(b"not a database, really not" * 100)
+    with sqlite3.connect(later) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    for path in (damaged, later):
+        store = SqliteStore(path)
+        with pytest.raises(MeshError) as caught:
+            await store.start()
+        assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
+        await store.stop()
+
+
+async def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "router.sqlite")
+    await store.start()
+    await store.stop()
+    await store.stop()
+    with pytest.raises(MeshError) as caught:
+        await store.tolerance("joints")
+    assert caught.value.reason is Reason.NOT_READY
