@@ -23,7 +23,7 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.model.functions import inlined
 from splitmesh.model.operators import SIZE_FROM_VALUES, canonical_domain, is_allowed
 from splitmesh.model.shapes import infer, itemsize, runtime_inputs, shapes_at
-from splitmesh.model.walk import dense_tensors, every_node, sparse_tensors
+from splitmesh.model.walk import dense_tensors, every_node, has_invalid_text, sparse_tensors
 
 MIN_OPSET = 11
 MAX_OPSET = onnx.defs.onnx_opset_version()
@@ -102,6 +102,8 @@ def _parse(data: bytes) -> onnx.ModelProto:
         raise MeshError(Reason.MODEL_CORRUPT, f"{len(data)} bytes are not an ONNX model") from error
     if not model.HasField("graph") or not model.graph.node:
         raise MeshError(Reason.MODEL_CORRUPT, "the model has no operators")
+    if has_invalid_text(model):
+        raise MeshError(Reason.MODEL_CORRUPT, "a name in the model is not UTF-8")
     if model.training_info:
         raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, "the model carries training_info; export it for inference")
     return model

@@ -1,10 +1,12 @@
-"""Every place in an ONNX file where a node or a tensor can sit: graph, sub-graphs, functions, attributes."""
+"""Every place in an ONNX file where a node, a tensor or a text can sit: graph, sub-graphs, functions, attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -59,3 +61,14 @@ def dense_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
+
+
+def has_invalid_text(message: Message) -> bool:
+    """Whether a string anywhere in the message is not UTF-8 (protobuf then hands out bytes)."""
+    for field, content in message.ListFields():
+        if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+            continue
+        for item in content if field.is_repeated else (content,):
+            if isinstance(item, bytes) or (isinstance(item, Message) and has_invalid_text(item)):
+                return True
+    return False
