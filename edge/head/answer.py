@@ -187,9 +187,9 @@ class Answerer:
             left_s = frame.expires - loop.time() - self._settings.answer_margin_ms / 1000
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
+            result = await link.run(packed, traceparent=traceparent_of(span), deadline_s=left_s)
             response.uplink_bytes = len(packed.payload)
             span.set_attribute(Attr.UPLINK_BYTES, len(packed.payload))
-            result = await link.run(packed, traceparent=traceparent_of(span), deadline_s=left_s)
         response.timings.tail_queue_ms = result.queue_ms
         response.timings.tail_ms = result.compute_ms
         response.timings.link_ms = max(0.0, result.round_trip_ms - result.queue_ms - result.compute_ms)

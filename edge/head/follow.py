@@ -55,7 +55,7 @@ class ModelFollower:
         known = await self._cache.recall(self._note)
         if known is not None:
             try:
-                await self._activate(known)
+                await self._activate(known, wait_for_tail=False)
             except MeshError as error:
                 log.warning("the version on disk cannot be used: %s", error)
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._apply())]
@@ -85,14 +85,17 @@ class ModelFollower:
             if wanted is None or (self.active is not None and self.active.info.version == wanted.version):
                 continue
             try:
-                await self._activate(wanted)
+                await self._activate(wanted, wait_for_tail=True)
                 await self._cache.remember(wanted, self._note)
             except MeshError as error:
                 log.warning("%s version %d cannot be used yet: %s", wanted.model, wanted.version, error)
                 asyncio.get_running_loop().call_later(RETRY_S, self._changed.set)
 
-    async def _activate(self, version: VersionInfo) -> None:
-        """Load, connect, switch; the old version goes when its last frame is answered."""
+    async def _activate(self, version: VersionInfo, *, wait_for_tail: bool) -> None:
+        """Load, connect, switch; the old version goes when its last frame is answered.
+
+        A head that restarts with what it knew does not wait for a tail: it has to answer with the cable cut.
+        """
         manifest = await self._cache.manifest(version)
         segment = manifest.whole if manifest.split is None else manifest.split.head
         content = await self._cache.part(version, segment.artifact)
@@ -106,7 +109,7 @@ class ModelFollower:
             await link.start()
         fresh = ActiveModel(version, manifest, session, link)
         self._set_gate(fresh, *await asyncio.to_thread(self._read_policy, version.version))
-        if link is not None and self.active is not None and not await link.wait_accepted(self._settings.switch_wait_s):
+        if wait_for_tail and link is not None and not await link.wait_accepted(self._settings.switch_wait_s):
             log.warning("no tail accepts %s version %d; switching all the same", version.model, version.version)
         old, self.active = self.active, fresh
         log.info("%s version %d is active", version.model, version.version)

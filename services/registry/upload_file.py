@@ -59,10 +59,13 @@ class UploadFile:
         self.size_bytes += len(data)
 
     def keep(self) -> None:
-        """Ends the upload for now; what came is durable when this returns."""
+        """Ends the upload for now; what came is durable when this returns, and where nothing came nothing stays."""
         try:
-            self._sync()
-            sync_folder(self._part.parent)
+            if self.size_bytes:
+                self._sync()
+                sync_folder(self._part.parent)
+            else:
+                self._discard()
         finally:
             self._close()
 

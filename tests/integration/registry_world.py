@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,9 @@ WAIT_S = 20.0
 def relu_model(note: str = "") -> bytes:
     """A whole model of one operator; another ``note`` makes other bytes."""
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:], note)
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:], doc_string=note
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
 
 
@@ -74,9 +76,23 @@ class World:
     """A running registry and ways to reach it."""
 
     data_dir: Path
+    address: str
     channels: Channels
     client: RegistryClient
     stub: RegistryServiceStub
+    stop: Callable[[], Awaitable[None]]
+
+    @classmethod
+    def at(cls, data_dir: Path, address: str, channels: Channels, host: Host | None = None) -> World:
+        """The registry at an address, which may be another process."""
+
+        async def stop() -> None:
+            if host is not None:
+                await host.stop()
+
+        return cls(
+            data_dir, address, channels, RegistryClient(channels), RegistryServiceStub(channels.at(address)), stop
+        )
 
     async def push(
         self, pieces: Iterable[bytes], *, sha256: str, size_bytes: int, offset: int = 0
@@ -126,7 +142,7 @@ def settings_for(data_dir: Path, **changes: Any) -> RegistrySettings:
 async def running(data_dir: Path, **changes: Any) -> AsyncIterator[World]:
     """A registry in this process."""
     async with Host("registry", settings_for(data_dir, **changes), build) as host, reaching(host.address) as channels:
-        yield World(data_dir, channels, RegistryClient(channels), RegistryServiceStub(channels.at(host.address)))
+        yield World.at(data_dir, host.address, channels, host)
 
 
 @asynccontextmanager

@@ -90,7 +90,7 @@ def small_manifest() -> Manifest:
 
 
 async def push_small(
-    registry: RegistryClient, model: str = "small", *, samples: int = 0, artifacts: dict[str, bytes] | None = None
+    registry: RegistryClient, model: str, *, samples: int = 0, artifacts: dict[str, bytes] | None = None
 ) -> VersionInfo:
     """Registers the small model, with so many calibration pictures."""
     parts = {WHOLE: small_model(), MANIFEST: small_manifest().to_json().encode()}

@@ -53,7 +53,7 @@ async def first(client: RoutingClient, model: str = "small", version: int = 1) -
 
 
 async def test_the_policy_of_a_version_with_outcomes_keeps_the_default_tolerance(plane: ControlPlane) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane) as client:
         policy = await first(client)
     assert policy.revision == 1
@@ -76,7 +76,7 @@ async def test_the_policy_of_a_version_with_outcomes_keeps_the_default_tolerance
 async def test_without_usable_outcomes_everything_escalates_and_the_policy_says_why(
     plane: ControlPlane, artifacts: dict[str, bytes], reason: str
 ) -> None:
-    await push_small(plane.registry, artifacts=artifacts)
+    await push_small(plane.registry, "small", artifacts=artifacts)
     async with router(plane) as client:
         policy = await first(client)
     assert policy.threshold == 2.0
@@ -85,7 +85,7 @@ async def test_without_usable_outcomes_everything_escalates_and_the_policy_says_
 
 
 async def test_every_watcher_gets_a_new_tolerance_without_asking(plane: ControlPlane) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane) as client, asyncio.timeout(WAIT_S):
         watches = [client.watch_policy("small", 1, f"mec-{number}") for number in range(20)]
         before = [await anext(watch) for watch in watches]
@@ -101,7 +101,7 @@ async def test_every_watcher_gets_a_new_tolerance_without_asking(plane: ControlP
 
 
 async def test_a_slow_watcher_sees_the_latest_policy_and_not_every_one(plane: ControlPlane) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with Host("router", settings(plane), build) as host, asyncio.timeout(WAIT_S):
         channels = plane.channels(router=host.address)
         stub = routing_pb2_grpc.RoutingServiceStub(await channels.to("router"))
@@ -127,7 +127,7 @@ async def test_a_tolerance_for_one_model_does_not_touch_another(plane: ControlPl
 
 
 async def test_after_a_restart_tolerance_counts_and_revision_are_as_before(plane: ControlPlane) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane) as client:
         await first(client)
         await client.set_tolerance("small", 0.1)
@@ -143,7 +143,7 @@ async def test_after_a_restart_tolerance_counts_and_revision_are_as_before(plane
 
 
 async def test_a_watch_outlives_a_restart_of_the_router_and_repeats_nothing(plane: ControlPlane) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with asyncio.timeout(WAIT_S):
         async with Host("router", settings(plane), build) as host:
             port = int(host.address.rpartition(":")[2])
@@ -159,7 +159,7 @@ async def test_a_watch_outlives_a_restart_of_the_router_and_repeats_nothing(plan
 
 
 async def test_stopping_the_router_does_not_wait_for_its_watchers(plane: ControlPlane) -> None:
-    await push_small(plane.registry)
+    await push_small(plane.registry, "small")
     async with asyncio.timeout(WAIT_S):
         host = Host("router", settings(plane, drain_s=3600.0), build)
         await host.start()
@@ -170,7 +170,7 @@ async def test_stopping_the_router_does_not_wait_for_its_watchers(plane: Control
 
 
 async def test_a_policy_stream_ends_after_its_longest_life_and_the_client_goes_on(plane: ControlPlane) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane, watch_stream_s=0.05) as client, asyncio.timeout(WAIT_S):
         watch = client.watch_policy("small", 1, "mec-1")
         await anext(watch)
@@ -195,7 +195,7 @@ async def test_a_policy_stream_ends_after_its_longest_life_and_the_client_goes_o
 async def test_watching_what_does_not_exist_ends_with_the_reason(
     plane: ControlPlane, model: str, version: int, reason: Reason
 ) -> None:
-    await push_small(plane.registry)
+    await push_small(plane.registry, "small")
     async with router(plane) as client:
         with pytest.raises(MeshError) as caught:
             await first(client, model, version)
@@ -203,7 +203,7 @@ async def test_watching_what_does_not_exist_ends_with_the_reason(
 
 
 async def test_one_watcher_too_many_is_refused_and_a_freed_place_is_taken(plane: ControlPlane) -> None:
-    await push_small(plane.registry)
+    await push_small(plane.registry, "small")
     async with Host("router", settings(plane, max_watchers=1), build) as host, asyncio.timeout(WAIT_S):
         channels = plane.channels(router=host.address)
         client = RoutingClient(channels)
@@ -225,7 +225,7 @@ async def test_one_watcher_too_many_is_refused_and_a_freed_place_is_taken(plane:
 async def test_a_tolerance_out_of_range_is_refused_and_changes_nothing(
     plane: ControlPlane, max_disagreement: float, delta: float
 ) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane) as client:
         with pytest.raises(MeshError) as caught:
             await client.set_tolerance("small", max_disagreement, delta=delta)
@@ -282,7 +282,7 @@ async def test_a_report_that_makes_no_sense_is_refused_and_names_the_field(
 
 
 async def test_without_a_registry_a_new_watch_waits_and_tolerances_and_counts_go_on(plane: ControlPlane) -> None:
-    await push_small(plane.registry, artifacts={OUTCOMES: measured()})
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane) as client, asyncio.timeout(WAIT_S):
         watch = client.watch_policy("small", 1, "mec-1")
         await anext(watch)

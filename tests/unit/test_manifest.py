@@ -33,9 +33,7 @@ def document() -> dict[str, Any]:
             "wire": [wire],
             "head": {"artifact": "head.onnx", "inputs": [image], "outputs": [wire, exit_output]},
             "tail": {"artifact": "tail.onnx", "inputs": [wire], "outputs": [logits]},
-            "quantisation": [
-                {"tensor": "b", "wire_tensor": "b_q", "dtype": "int8", "scale": [0.1], "zero_point": [0]}
-            ],
+            "quantisation": [{"tensor": "b", "wire_tensor": "b_q", "dtype": "int8", "scale": [0.1], "zero_point": [0]}],
             "verification": {"inputs": 8, "batch_sizes": [1, 3], "max_abs_error": 0.01, "top1_agreement": 1.0},
         },
         "exit": {

@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.integration.registry_world import small_disk
 
 from services.registry.memory_store import MemoryStore
 from services.registry.sqlite_store import SqliteStore
 from services.registry.store import Artifact, Draft, MetadataStore
 from splitmesh.errors import MeshError, Reason
+from tests.integration.registry_world import small_disk
 
 NOON = datetime(2026, 5, 4, 12, 0, 0, 123456, tzinfo=UTC)
 PARTS = (Artifact("model.onnx", "a" * 64, 10), Artifact("manifest.json", "b" * 64, 2**40))

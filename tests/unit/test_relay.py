@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import signal
@@ -16,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from splitmesh.testing.links import faded_mbps
+from splitmesh.testing.links import faded_mbps, fading_levels
 from splitmesh.testing.relay import PROFILES, LinkProfile, LinkRelay
 
 DEADLINE_S = 20.0
@@ -302,6 +303,13 @@ def test_a_fading_uplink_meets_its_percentiles() -> None:
     assert faded_mbps(band, 1.645) == pytest.approx(49.0)
     assert faded_mbps(band, -9.0) == 0.1
     assert faded_mbps(PROFILES["private-5g"], -1.645) == 100.0
+
+
+def test_fading_levels_are_standard_normal_and_cling_to_the_last() -> None:
+    levels = list(itertools.islice(fading_levels(random.Random(7)), 20_000))
+    assert statistics.mean(levels) == pytest.approx(0.0, abs=0.1)
+    assert statistics.stdev(levels) == pytest.approx(1.0, abs=0.1)
+    assert statistics.correlation(levels, levels[1:] + levels[:1]) == pytest.approx(0.88, abs=0.02)
 
 
 async def test_fading_changes_the_rate_as_the_seed_says(connect: Connect) -> None:

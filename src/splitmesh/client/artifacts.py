@@ -21,7 +21,7 @@ from splitmesh.kernel.channels import Channels, mesh_errors
 
 SERVICE = "registry"
 TRIES = 8
-"""Failures without progress before a transfer gives up; with the waits between them about 4 s."""
+"""Failures without progress before a transfer gives up; with a registry that refuses connections that is about 8 s (measured)."""
 MESSAGE_DEADLINE_S = 30.0
 """Longest wait for one message of a transfer to go or come, seconds."""
 

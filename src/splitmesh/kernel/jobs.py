@@ -161,7 +161,7 @@ class _Child:
             try:
                 kind, content = self._ours.recv()
             except (EOFError, ConnectionResetError):
-                raise self._crashed() from None
+                raise self._ended() from None
             if kind == _PROGRESS:
                 if self._report is not None:
                     self._report(*content)
@@ -180,8 +180,10 @@ class _Child:
                 raise MeshError(Reason.INTERNAL, "unexpected failure in a child process; see the server's log")
         raise MeshError(Reason.DEADLINE_EXPIRED, f"not done within {self._deadline_s:g} s; the work was stopped")
 
-    def _crashed(self) -> MeshError:
+    def _ended(self) -> MeshError:
         self._process.join()
+        if self._killed:
+            return MeshError(Reason.CANCELLED, "the job was cancelled")
         code = self._process.exitcode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
         log.error("%s ended by %s", self._process.name, how)

@@ -45,6 +45,7 @@ def split_bytes(
     """
     model = load_model(whole, limits)
     graph = Graph(model)
+    _require_labels(graph, labels)
     split = split_model(graph, resolve_cut(graph, at))
     head, tail = split.head.SerializeToString(deterministic=True), split.tail.SerializeToString(deterministic=True)
     if feeds is None:
@@ -67,6 +68,14 @@ def split_bytes(
         ),
     )
     return manifest, {WHOLE: whole, HEAD: head, TAIL: tail}
+
+
+def _require_labels(graph: Graph, labels: Sequence[str]) -> None:
+    classes = [shape[-1].fixed for name in graph.outputs if (shape := graph.shape(name)) and shape[-1]]
+    if labels and len(labels) not in classes:
+        raise field_error("labels", f"{len(labels)} labels, but the outputs have {classes} classes")
+    if len(set(labels)) != len(labels) or len(labels) == 1:
+        raise field_error("labels", "give at least 2 labels, all different, or none")
 
 
 def tensor_infos(graph: Graph, names: Sequence[str]) -> tuple[TensorInfo, ...]:

@@ -6,8 +6,14 @@ Knows published figures; does not know how a link is imitated (``relay`` does).
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+FADE_S = 1.0
+"""How long a fading link keeps one rate."""
+_FADE_CORRELATION = 0.88
+"""From one second to the next, as measured on the low band."""
 _FADE_FLOOR_MBPS = 0.1
 _Z95 = 1.645
 
@@ -53,3 +59,11 @@ def faded_mbps(profile: LinkProfile, level: float) -> float:
     if bound is None:
         return profile.uplink_mbps
     return max(_FADE_FLOOR_MBPS, profile.uplink_mbps + abs(level) / _Z95 * (bound - profile.uplink_mbps))
+
+
+def fading_levels(rng: random.Random) -> Iterator[float]:
+    """Standard normal levels for :func:`faded_mbps`, one per ``FADE_S``, each close to the one before."""
+    level = rng.gauss(0.0, 1.0)
+    while True:
+        yield level
+        level = _FADE_CORRELATION * level + math.sqrt(1 - _FADE_CORRELATION**2) * rng.gauss(0.0, 1.0)

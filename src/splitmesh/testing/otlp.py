@@ -81,9 +81,8 @@ class TraceReceiver:
         server = grpc.aio.server(
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         )
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            _Servicer(self._keep), server
-        )
+        add_servicer = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+        add_servicer(_Servicer(self._keep), server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port(self._listen)
         await server.start()
         self._server = server

@@ -1,0 +1,291 @@
+"""The partitioner over gRPC with a real registry: profiles, plans, split versions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from services.partitioner import partition as partition_module
+from services.partitioner.app import build
+from services.partitioner.config import PartitionerSettings
+from splitmesh.client.partition import PartitionClient
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.lifecycle import Host
+from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, TAIL, WHOLE, Manifest
+from splitmesh.runtime import open_session
+from tests.integration.small_model import (
+    CUT,
+    LABELS,
+    SIDE,
+    ControlPlane,
+    control_plane,
+    push_small,
+    small_manifest,
+    small_model,
+    small_pictures,
+    tensors_of,
+)
+
+BUDGET_S = 1.0
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ControlPlane]:
+    """One registry for all tests; each uses a model of its own name."""
+    async with control_plane(tmp_path_factory.mktemp("plane")) as made:
+        yield made
+
+
+@pytest.fixture
+def model() -> str:
+    """A name no other test uses."""
+    return f"small-{uuid4().hex[:12]}"
+
+
+@asynccontextmanager
+async def partitioner(plane: ControlPlane, **changes: object) -> AsyncIterator[PartitionClient]:
+    values = {"data_dir": plane.folder / "partitioner", "static_addresses": plane.addresses, "drain_s": 1.0}
+    settings = PartitionerSettings.model_validate(values | changes)
+    async with Host("partitioner", settings, build) as host:
+        yield PartitionClient(plane.channels(partitioner=host.address))
+
+
+async def test_a_profile_on_calibration_pictures_is_measured_once_and_outlives_a_restart(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model, samples=20)
+    async with partitioner(plane) as client:
+        profile = await client.profile(model, 1, budget_s=BUDGET_S)
+        assert profile.calibration == "real"
+        assert profile.whole_ms > 0
+        edges = next(cut for cut in profile.cuts if cut.tensors == (CUT,))
+        assert edges.raw_bytes == 8 * SIDE * SIDE * 4
+        assert 0 < edges.wire_bytes["uint8+zstd"] < edges.wire_bytes["float32+zstd"]
+        assert [cut.position for cut in profile.cuts] == sorted(cut.position for cut in profile.cuts)
+    async with partitioner(plane) as client:
+        # measured times would differ in some digit
+        assert await client.profile(model, 1, budget_s=BUDGET_S / 2) == profile
+
+
+async def test_callers_at_the_same_time_share_one_measurement(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane, max_waiting_jobs=0) as client:
+        profiles = await asyncio.gather(*(client.profile(model, 1, budget_s=BUDGET_S) for _ in range(4)))
+    assert all(profile == profiles[0] for profile in profiles)
+    assert profiles[0].calibration == "random"
+
+
+async def test_a_damaged_cache_costs_a_measurement_and_nothing_else(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane) as client:
+        await client.profile(model, 1, budget_s=BUDGET_S)
+        (path,) = (plane.folder / "partitioner" / "profiles").glob("*.json")
+        path.write_text("{")
+        assert (await client.profile(model, 1, budget_s=BUDGET_S)).cuts
+        assert path.stat().st_size > 100
+
+
+async def test_only_so_many_profiles_stay_on_disk(plane: ControlPlane) -> None:
+    for model in ("a", "b", "c"):
+        await push_small(plane.registry, model)
+    async with partitioner(plane, max_profiles=2) as client:
+        for model in ("a", "b", "c"):
+            await client.profile(model, 1, budget_s=0.1)
+    assert len(list((plane.folder / "partitioner" / "profiles").iterdir())) == 2
+
+
+async def test_a_plan_ranks_every_kind_and_its_winner_follows_the_link(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model, samples=20)
+    async with partitioner(plane) as client:
+        slow = await client.plan(model, 1, uplink_mbps=0.1, rtt_ms=20, escalation=0.1, budget_s=BUDGET_S)
+        fast = await client.plan(model, 1, uplink_mbps=10_000, rtt_ms=0, edge_slowdown=10_000, cloud_speedup=10)
+    assert {row.kind for row in slow.options} == {"EDGE_ONLY", "CLOUD_ONLY", "SPLIT", "CASCADE"}
+    assert slow.options[0].kind == "EDGE_ONLY"
+    assert fast.options[0].kind == "CLOUD_ONLY"
+    assert "CASCADE" not in {row.kind for row in fast.options}
+    best = slow.options[0]
+    assert best.feasible
+    assert sum(best.stages.values()) == pytest.approx(best.latency_ms)
+    assert slow.why.startswith("edge only takes")
+
+
+async def test_a_picture_is_measured_as_jpeg_or_taken_raw_or_as_told(plane: ControlPlane) -> None:
+    await push_small(plane.registry, "with", samples=20)
+    await push_small(plane.registry, "without")
+    async with partitioner(plane) as client:
+
+        async def cloud_only(model: str, picture_bytes: int = 0) -> tuple[str, float]:
+            plan = await client.plan(
+                model, 1, uplink_mbps=1, rtt_ms=1, picture_bytes=picture_bytes, budget_s=BUDGET_S
+            )
+            (row,) = [row for row in plan.options if row.kind == "CLOUD_ONLY"]
+            return row.codec, row.uplink_bytes
+
+        codec, size = await cloud_only("with")
+        assert codec == "jpeg q90"
+        assert 200 < size < 1000
+        assert await cloud_only("without") == ("raw", SIDE * SIDE)
+        assert await cloud_only("with", 12_345) == ("as sent", 12_345)
+
+
+async def test_a_constraint_refuses_an_option_and_says_why(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane) as client:
+        plan = await client.plan(
+            model, 1, uplink_mbps=10_000, rtt_ms=0, edge_slowdown=1000, picture_stays_on_site=True, budget_s=BUDGET_S
+        )
+    (cloud,) = [row for row in plan.options if row.kind == "CLOUD_ONLY"]
+    assert not cloud.feasible
+    assert "may not leave the site" in cloud.refused_because
+    assert plan.options[0].feasible
+
+
+async def test_a_plan_that_nothing_fulfils_is_infeasible(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane) as client:
+        with pytest.raises(MeshError) as caught:
+            await client.plan(
+                model, 1, uplink_mbps=1, rtt_ms=1, picture_stays_on_site=True, max_head_bytes=1, budget_s=BUDGET_S
+            )
+    assert caught.value.reason is Reason.PLAN_INFEASIBLE
+
+
+@pytest.mark.parametrize("samples", [0, 40])
+async def test_a_split_is_a_new_version_whose_halves_equal_the_whole(plane: ControlPlane, model: str, samples: int) -> None:
+    await push_small(plane.registry, model, samples=samples)
+    async with partitioner(plane) as client:
+        result = await client.split(model, 1, [CUT])
+    assert result.version == 2
+    assert 0 <= result.max_abs_error < 1e-4
+    made = await plane.registry.get_version(model, 2)
+    assert (made.parent, made.created_by) == (1, "partitioner")
+    assert set(made.artifacts) == {WHOLE, HEAD, TAIL, MANIFEST} | ({CALIBRATION} if samples else set())
+    source = await plane.registry.get_version(model, 1)
+    for name in {WHOLE, CALIBRATION} & set(made.artifacts):
+        assert made.artifacts[name] == source.artifacts[name]
+    manifest = Manifest.from_json(await plane.registry.fetch(made, MANIFEST))
+    assert manifest.labels == LABELS
+    assert manifest.preprocess == small_manifest().preprocess
+    assert manifest.split is not None
+    assert [info.name for info in manifest.split.wire] == [CUT]
+    assert manifest.split.verification.inputs == (32 if samples else 8)
+    head, tail = await plane.registry.fetch(made, HEAD), await plane.registry.fetch(made, TAIL)
+    assert (tensors_of(head), tensors_of(tail)) == ((["x"], [CUT]), ([CUT], ["logits"]))
+    assert manifest.preprocess is not None
+    feed = {"x": manifest.preprocess.normalise(small_pictures(7, seed=5))}
+    whole_answer = open_session(small_model()).run(feed)["logits"]
+    answer = open_session(tail).run(open_session(head).run(feed))["logits"]
+    np.testing.assert_allclose(answer, whole_answer, atol=1e-4)
+
+
+async def test_repeating_a_split_gives_the_version_made_first(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane) as client:
+        first = await client.split(model, 1, [CUT])
+    async with partitioner(plane) as client:
+        assert await client.split(model, 1, [CUT]) == first
+        assert (await client.split(model, 1, ["mixed"])).version == first.version + 1
+    assert len(await plane.registry.list_versions(model)) == 3
+
+
+@pytest.mark.parametrize(
+    ("cut", "reason"),
+    [
+        (["edgs"], Reason.CUT_INVALID),
+        (["x"], Reason.CUT_INVALID),
+        (["logits"], Reason.CUT_INVALID),
+        ([CUT, "mixed"], Reason.CUT_INVALID),
+        ([CUT, CUT], Reason.CUT_INVALID),
+        ([], Reason.CUT_INVALID),
+        ([f"t{n}" for n in range(65)], Reason.CUT_INVALID),
+    ],
+)
+async def test_a_bad_cut_is_refused_and_nothing_is_registered(
+    plane: ControlPlane, model: str, cut: list[str], reason: Reason
+) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane) as client:
+        with pytest.raises(MeshError) as caught:
+            await client.split(model, 1, cut)
+    assert caught.value.reason is reason
+    assert len(await plane.registry.list_versions(model)) == 1
+
+
+async def test_what_does_not_exist_or_is_out_of_range_is_refused_with_the_reason(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane) as client:
+        wrong = {
+            Reason.MODEL_NOT_FOUND: client.profile("unknown", 1),
+            Reason.VERSION_NOT_FOUND: client.split(model, 7, [CUT]),
+        }
+        for reason, call in wrong.items():
+            with pytest.raises(MeshError) as caught:
+                await call
+            assert caught.value.reason is reason
+        for call in (
+            client.profile(model, 0),
+            client.profile(model, 1, budget_s=301),
+            client.profile(model, 1, budget_s=-1),
+            client.plan(model, 1, uplink_mbps=0, rtt_ms=1),
+            client.plan(model, 1, uplink_mbps=1, rtt_ms=-1),
+            client.plan(model, 1, uplink_mbps=1, rtt_ms=1, escalation=1.5),
+        ):
+            with pytest.raises(MeshError) as caught:
+                await call
+            assert caught.value.reason is Reason.FIELD_INVALID
+
+
+async def test_calibration_that_does_not_fit_the_model_is_refused(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model, artifacts={CALIBRATION: b"no tensors in here"})
+    async with partitioner(plane) as client:
+        with pytest.raises(MeshError) as caught:
+            await client.split(model, 1, [CUT])
+    assert caught.value.reason is Reason.PAYLOAD_CORRUPT
+
+
+def crash(*_: object) -> dict[str, bytes]:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError("unreachable")
+
+
+async def test_a_crash_of_the_job_is_an_error_and_the_service_goes_on(
+    plane: ControlPlane, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(partition_module, "split_version", crash)
+            with pytest.raises(MeshError, match="SIGSEGV") as caught:
+                await client.split(model, 1, [CUT])
+        assert caught.value.reason is Reason.INTERNAL
+        assert (await client.split(model, 1, [CUT])).version == 2
+
+
+async def test_a_job_over_its_deadline_is_stopped(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane, split_deadline_s=0.1) as client:
+        with pytest.raises(MeshError) as caught:
+            await client.split(model, 1, [CUT])
+    assert caught.value.reason is Reason.DEADLINE_EXPIRED
+    assert len(await plane.registry.list_versions(model)) == 1
+
+
+async def test_one_job_too_many_is_refused(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model)
+    async with partitioner(plane, max_waiting_jobs=0) as client:
+        results = await asyncio.gather(
+            *(client.split(model, 1, [cut]) for cut in (CUT, "mixed", "pooled")), return_exceptions=True
+        )
+    refused = [result for result in results if isinstance(result, MeshError)]
+    assert [error.reason for error in refused] == [Reason.QUEUE_FULL, Reason.QUEUE_FULL]
+    assert refused[0].retry_after_s is not None
