@@ -1,0 +1,1 @@
+"""Complete examples; never installed with the package."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 
@@ -12,3 +15,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="inprocess",
         help="where services of integration tests run; tests that kill a service always use processes",
     )
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry's folder with the models of ``tests.support.worlds``; copy it, do not write to it."""
+    from tests.support.worlds import register_models
+
+    folder = tmp_path_factory.mktemp("registered") / "registry"
+    asyncio.run(register_models(folder))
+    return folder

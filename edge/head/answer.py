@@ -214,7 +214,7 @@ def _fill(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Ar
     if active.manifest.task == "raw":
         response.outputs.extend(tensor_to_message(name, outputs[name]) for name in names)
         return
-    _fill_labels(response, active, as_probabilities(outputs[names[0]])[0])
+    _fill_labels(response, active, as_probabilities(outputs[active.manifest.class_output])[0])
 
 
 def _fill_labels(response: pb.InferResponse, active: ActiveModel, row: NDArray[np.float64]) -> None:

@@ -48,8 +48,6 @@ MODEL = "solder-joints"
 CALIBRATION_PICTURES = 2000
 EDGE_SLOWDOWN = 8.0
 """How much slower a MEC host's shared cores are taken to be than this machine, for the plan; stated in the output."""
-EXPECTED_ESCALATION = 0.3
-"""Share of hard samples assumed before an exit exists; the run then measures it."""
 READY_TIMEOUT_S = 60.0
 SPANS_TIMEOUT_S = 15.0
 FRAME_DEADLINE_MS = 2000
@@ -158,13 +156,10 @@ async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Opt
         uplink_mbps=link.uplink_mbps,
         rtt_ms=link.rtt_ms,
         edge_slowdown=EDGE_SLOWDOWN,
-        escalation=EXPECTED_ESCALATION,
         picture_stays_on_site=True,
         budget_s=10.0,
     )
-    console.print(
-        f"plan (edge {EDGE_SLOWDOWN:g}x slower, pictures stay on site, {EXPECTED_ESCALATION:.0%} hard): {plan.why}"
-    )
+    console.print(f"plan (edge {EDGE_SLOWDOWN:g}x slower, pictures stay on site): {plan.why}")
     chosen = best_cut(plan.options)
     console.print(
         f"cutting at [bold]{', '.join(chosen.cut)}[/]: {chosen.kind.lower()}, {chosen.latency_ms:.1f} ms expected"
@@ -182,7 +177,7 @@ async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Opt
     await registry.set_alias(MODEL, "production", version)
     policies = RoutingClient(mesh.channels).watch_policy(MODEL, version, "demo")
     policy = await anext(policies)
-    await policies.aclose()  # type: ignore[attr-defined]
+    await policies.aclose()
     console.print(f"policy: {policy.why}")
     return version
 

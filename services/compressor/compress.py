@@ -120,7 +120,7 @@ def compress(
         {**artifacts, HEAD: new_head, TAIL: new_tail},
         artifacts[HEAD],
         Feeds(samples, division.holdout),
-        class_output=class_output(manifest),
+        class_output=manifest.class_output,
         exit_output=exit_output,
     )
     made = manifest.model_copy(
@@ -208,14 +208,6 @@ class Feeds(Sequence[dict[str, Array]]):
         return self._samples.feeds(self._rows[index])
 
 
-def class_output(manifest: Manifest) -> str:
-    """The output that holds one score per label; empty for a model without classes."""
-    for info in manifest.whole.outputs:
-        if manifest.labels and info.shape and info.shape[-1] in (-1, len(manifest.labels)):
-            return info.name
-    return ""
-
-
 def _fit(
     artifacts: Mapping[str, bytes],
     manifest: Manifest,
@@ -224,7 +216,7 @@ def _fit(
     holdout_share: float,
     seed: int,
 ) -> FittedExit:
-    output = class_output(manifest)
+    output = manifest.class_output
     if not output:
         raise MeshError(Reason.MODEL_INCOMPLETE, "an exit needs a model that names classes; its manifest has no labels")
     pooled, answers = [], []

@@ -18,6 +18,10 @@ class PartitionerSettings(ServiceSettings):
     """Profiles kept on disk; the one used longest ago goes first."""
     profile_threads: int = Field(default=1, ge=1, le=256)
     """Threads inside one operator while timing; as many as the edge and the cloud will use."""
+    max_disagreement: float = Field(default=0.02, gt=0, lt=1)
+    """Tolerated share of exit answers unlike the whole model's, when exits are tried at the cuts."""
+    delta: float = Field(default=0.05, gt=0, lt=1)
+    """Probability that the bound behind it is wrong."""
     max_running_jobs: int = Field(default=1, ge=1)
     """Jobs at a time, each in a child process. More than 1 makes timings disturb each other."""
     max_waiting_jobs: int = Field(default=8, ge=0)

@@ -76,14 +76,11 @@ class Partitioner:
     async def plan(self, model: str, version: int, task: PlanTask, budget_s: float) -> Plan:
         """Every option ranked. Raises as `profile`; PLAN_INFEASIBLE, FIELD_INVALID."""
         stored = await self.profile(model, version, budget_s, renew=False)
-        if task.picture_bytes:
-            pictures = {"as sent": task.picture_bytes}
-        else:
-            pictures = {stored.picture.codec: stored.picture.size_bytes}
+        told, measured = {"as sent": task.picture_bytes}, {stored.picture.codec: stored.picture.size_bytes}
         return make_plan(
             stored.profile,
             task.link,
-            replace(task.workload, picture_bytes=pictures),
+            replace(task.workload, picture_bytes=told if task.picture_bytes else measured),
             task.constraints,
             edge_slowdown=task.edge_slowdown,
             cloud_speedup=task.cloud_speedup,
@@ -135,6 +132,7 @@ class Partitioner:
                 calibration,
                 budget_s,
                 self._settings.profile_threads,
+                (self._settings.max_disagreement, self._settings.delta),
                 deadline_s=budget_s + self._settings.profile_margin_s,
                 max_memory_bytes=self._settings.max_job_memory_bytes,
             )

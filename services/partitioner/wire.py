@@ -35,6 +35,7 @@ def profile_to(stored: StoredProfile) -> partition_pb2.ProfileModelResponse:
             measured=cut.measured,
             raw_bytes=cut.raw_bytes,
             wire_bytes=cut.wire_bytes,
+            escalation=cut.escalation,
         )
         for cut in stored.profile.cuts
     ]

@@ -9,22 +9,45 @@ from services.partitioner.profiles import PictureSize, StoredProfile
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.artifacts import split_bytes
 from splitmesh.model.calibration import JPEG_QUALITY, Calibration, unpack_calibration
+from splitmesh.model.escalation import with_escalation
 from splitmesh.model.manifest import MANIFEST, Manifest
 from splitmesh.model.profile import MAX_SAMPLES, profile_cuts
 from splitmesh.tensor.spec import DTYPES, Array
+
+TRIAL_BATCH = 16
+MAX_TRIAL_SAMPLES = 2000
+"""Calibration samples on which exits are tried."""
 
 VERIFY_BATCHES = (1, 2, 5, 8, 8, 8)
 """Batch sizes on which a split is compared, one after the other, as far as the calibration samples reach."""
 
 
 def profile_version(
-    whole: bytes, manifest: bytes, calibration: bytes | None, budget_s: float, threads: int
+    whole: bytes,
+    manifest: bytes,
+    calibration: bytes | None,
+    budget_s: float,
+    threads: int,
+    tolerance: tuple[float, float],
 ) -> StoredProfile:
-    """Time the cuts of a model, for about ``budget_s`` seconds. Raises the MeshErrors of reading and profiling."""
+    """Time the cuts of a model for about ``budget_s`` seconds; of a classifier with calibration samples, try exits too.
+
+    ``tolerance``: max_disagreement and delta of the tried exits. Raises the MeshErrors of reading and profiling.
+    """
     about = Manifest.from_json(manifest)
     samples = unpack_calibration(calibration, about) if calibration is not None else None
     feeds = list(samples.batches(1, limit=MAX_SAMPLES)) if samples is not None else None
     profile = profile_cuts(whole, budget_s=budget_s, threads=threads, feeds=feeds)
+    if samples is not None and about.task == "classification":
+        profile = with_escalation(
+            profile,
+            whole,
+            samples.batches(TRIAL_BATCH, limit=MAX_TRIAL_SAMPLES),
+            about.class_output,
+            max_disagreement=tolerance[0],
+            delta=tolerance[1],
+            budget_s=budget_s,
+        )
     return StoredProfile(budget_s=budget_s, picture=_picture_size(about, samples), profile=profile)
 
 

@@ -54,7 +54,7 @@ class ModelCheck:
             output, errors, status = await self._run(name, path)
         if status < 0:
             raise self._too_large(name, f"was ended by signal {-status} under")
-        if status > 0:
+        if status > 0 or not output:
             log.error("the check of %s failed with status %d: %s", name, status, errors[-_LOGGED_CHARS:])
             raise MeshError(Reason.INTERNAL, f"{name} could not be checked; see the server's log")
         verdict = json.loads(output)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -60,13 +60,26 @@ async def agent() -> AsyncIterator[ConsulAgent]:
         yield started
 
 
-def over(agent: ConsulAgent, **settings: object) -> ConsulDiscovery:
-    fast = {"check": CHECK, "maintain_s": 0.5, "max_backoff_s": 0.5, "request_timeout_s": 2.0}
-    return ConsulDiscovery(agent.address, **(fast | settings))  # type: ignore[arg-type]
+Over = Callable[..., ConsulDiscovery]
+
+
+@pytest.fixture
+async def over() -> AsyncIterator[Over]:
+    """Makes discoveries over an agent, with short intervals; closes them at the end."""
+    made: list[ConsulDiscovery] = []
+
+    def make(agent: ConsulAgent, **settings: object) -> ConsulDiscovery:
+        fast = {"check": CHECK, "maintain_s": 0.5, "max_backoff_s": 0.5, "request_timeout_s": 2.0}
+        made.append(ConsulDiscovery(agent.address, **(fast | settings)))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for discovery in made:
+        await discovery.close()
 
 
 @pytest.fixture(params=["static", "consul"])
-async def discovery(request: pytest.FixtureRequest) -> AsyncIterator[Discovery]:
+async def discovery(request: pytest.FixtureRequest, over: Over) -> AsyncIterator[Discovery]:
     async with AsyncExitStack() as stack:
         made: Discovery = StaticDiscovery()
         if request.param == "consul":
@@ -201,7 +214,9 @@ async def test_a_name_no_service_can_have_is_refused(discovery: Discovery) -> No
 # only Consul
 
 
-async def test_a_killed_server_leaves_the_set_and_its_return_is_seen(agent: ConsulAgent, server: HealthServer) -> None:
+async def test_a_killed_server_leaves_the_set_and_its_return_is_seen(
+    over: Over, agent: ConsulAgent, server: HealthServer
+) -> None:
     discovery = over(agent)
     sets = discovery.watch("tail")
     await discovery.register(tail(server))
@@ -210,11 +225,12 @@ async def test_a_killed_server_leaves_the_set_and_its_return_is_seen(agent: Cons
     await until(sets, lambda current: current == ())
     again = await start_server(int(server.address.rpartition(":")[2]))
     assert await until(sets, bool) == (tail(again),)
-    await discovery.close()
     await again.kill()
 
 
-async def test_an_instance_that_says_not_serving_leaves_the_set(agent: ConsulAgent, server: HealthServer) -> None:
+async def test_an_instance_that_says_not_serving_leaves_the_set(
+    over: Over, agent: ConsulAgent, server: HealthServer
+) -> None:
     discovery = over(agent, check=GrpcCheck(interval_s=1.0, timeout_s=1.0, service="tail"))
     await server.health.set("tail", health_pb2.HealthCheckResponse.SERVING)
     sets = discovery.watch("tail")
@@ -224,21 +240,19 @@ async def test_an_instance_that_says_not_serving_leaves_the_set(agent: ConsulAge
     await until(sets, lambda current: current == ())
     await server.health.set("tail", health_pb2.HealthCheckResponse.SERVING)
     await until(sets, bool)
-    await discovery.close()
 
 
-async def test_what_one_process_registers_another_sees(agent: ConsulAgent, server: HealthServer) -> None:
+async def test_what_one_process_registers_another_sees(over: Over, agent: ConsulAgent, server: HealthServer) -> None:
     here, there = over(agent), over(agent)
     sets = there.watch("tail")
     await here.register(tail(server))
     await until(sets, bool)
     await here.close()
     await until(sets, lambda current: current == ())
-    await there.close()
 
 
 async def test_a_watch_outlives_an_agent_that_restarts_empty(
-    agent: ConsulAgent, server: HealthServer, caplog: pytest.LogCaptureFixture
+    over: Over, agent: ConsulAgent, server: HealthServer
 ) -> None:
     discovery = over(agent)
     await discovery.register(tail(server))
@@ -252,8 +266,9 @@ async def test_a_watch_outlives_an_agent_that_restarts_empty(
     async with asyncio.timeout(DEADLINE_S):
         while not await seen.get():
             pass
-        await agent.stop()
-        await logged("keeps its last set")
+        with logging_of("keeps its last set") as noticed:
+            await agent.stop()
+            await noticed.wait()
         assert seen.empty(), "an outage of the agent is no news about the instances"
         await agent.start()
         while await seen.get() != (tail(server),):
@@ -262,7 +277,9 @@ async def test_a_watch_outlives_an_agent_that_restarts_empty(
     await following
 
 
-async def test_an_entry_the_agent_lost_is_registered_again(agent: ConsulAgent, server: HealthServer) -> None:
+async def test_an_entry_the_agent_lost_is_registered_again(
+    over: Over, agent: ConsulAgent, server: HealthServer
+) -> None:
     discovery = over(agent)
     registration = await discovery.register(tail(server, metadata={"version": "1"}))
     sets = discovery.watch("tail")
@@ -271,10 +288,9 @@ async def test_an_entry_the_agent_lost_is_registered_again(agent: ConsulAgent, s
         await session.put(f"http://{agent.address}/v1/agent/service/deregister/splitmesh-tail:a")
     await until(sets, lambda current: current == ())
     assert await until(sets, bool) == (registration.instance,)
-    await discovery.close()
 
 
-async def test_without_an_agent_calls_are_unavailable(agent: ConsulAgent, server: HealthServer) -> None:
+async def test_without_an_agent_calls_are_unavailable(over: Over, agent: ConsulAgent, server: HealthServer) -> None:
     discovery = over(agent)
     registration = await discovery.register(tail(server))
     await agent.stop()
@@ -285,7 +301,7 @@ async def test_without_an_agent_calls_are_unavailable(agent: ConsulAgent, server
     await asyncio.wait_for(discovery.close(), DEADLINE_S)
 
 
-async def test_an_agent_that_hangs_costs_one_deadline(agent: ConsulAgent, server: HealthServer) -> None:
+async def test_an_agent_that_hangs_costs_one_deadline(over: Over, agent: ConsulAgent, server: HealthServer) -> None:
     discovery = over(agent, request_timeout_s=0.5)
     agent.pause()
     started = asyncio.get_running_loop().time()
@@ -295,10 +311,9 @@ async def test_an_agent_that_hangs_costs_one_deadline(agent: ConsulAgent, server
     assert 1.0 <= asyncio.get_running_loop().time() - started < 5.0
     agent.resume()
     assert await until(discovery.watch("tail"), lambda current: True) is not None
-    await discovery.close()
 
 
-async def test_a_malformed_entry_is_left_out(agent: ConsulAgent, server: HealthServer) -> None:
+async def test_a_malformed_entry_is_left_out(over: Over, agent: ConsulAgent, server: HealthServer) -> None:
     discovery = over(agent)
     async with aiohttp.ClientSession() as session:
         for entry_id, port in (("stray", 0), ("own", 7001)):
@@ -306,10 +321,9 @@ async def test_a_malformed_entry_is_left_out(agent: ConsulAgent, server: HealthS
             await session.put(f"http://{agent.address}/v1/agent/service/register", json=entry)
     found = await until(discovery.watch("tail"), bool)
     assert found == (Instance("tail", "own", "10.0.0.9:7001"),)
-    await discovery.close()
 
 
-async def test_the_token_decides_what_the_agent_allows(server: HealthServer) -> None:
+async def test_the_token_decides_what_the_agent_allows(over: Over, server: HealthServer) -> None:
     require_part("consul", find_consul() is not None)
     secret = "6f1a5c52-9d8e-4a53-8f0d-0a4b9b1c2d3e"
     acl = f'acl {{ enabled = true default_policy = "deny" tokens {{ master = "{secret}" agent = "{secret}" }} }}'
@@ -321,22 +335,21 @@ async def test_the_token_decides_what_the_agent_allows(server: HealthServer) -> 
         with pytest.raises(MeshError, match="403") as caught:
             await stranger.register(tail(server, "b"))
         assert secret not in str(caught.value)
-        await stranger.close()
-        await trusted.close()
 
 
-async def logged(message: str) -> None:
-    """Waits until the Consul adapter has logged this."""
-    found = asyncio.Event()
+@contextmanager
+def logging_of(message: str) -> Iterator[asyncio.Event]:
+    """An event that is set when the Consul adapter logs this."""
+    noticed = asyncio.Event()
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if message in record.getMessage():
-                found.set()
+                noticed.set()
 
     listener, logger = Listener(), logging.getLogger("splitmesh.kernel.discovery_consul")
     logger.addHandler(listener)
     try:
-        await found.wait()
+        yield noticed
     finally:
         logger.removeHandler(listener)

@@ -101,7 +101,8 @@ class World:
         start = pb.PushStart(sha256=sha256, size_bytes=size_bytes, offset=offset)
         messages = [pb.PushArtifactRequest(start=start), *(pb.PushArtifactRequest(data=piece) for piece in pieces)]
         async with mesh_errors():
-            return await self.stub.PushArtifact(iter(messages), timeout=WAIT_S)
+            answer: pb.PushArtifactResponse = await self.stub.PushArtifact(iter(messages), timeout=WAIT_S)
+        return answer
 
     async def offset(self, content: bytes) -> int:
         """What GetUpload says."""

@@ -1,4 +1,4 @@
-"""The compressor over gRPC with a real registry: recipes, states, reports, and what a head and a tail get in the end."""
+"""The compressor over gRPC with a real registry: recipes, states, reports, and the files it registers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from uuid import uuid4
 
 import grpc
@@ -46,7 +45,6 @@ from tests.integration.small_model import (
 
 SAMPLES = 600
 WAIT_S = 50.0
-
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -174,7 +172,9 @@ async def test_an_exit_alone_leaves_the_cut_exact(plane: ControlPlane, model: st
     assert made.artifacts[TAIL].sha256 != made.artifacts[WHOLE].sha256
 
 
-async def test_repeating_a_compression_gives_the_same_version_even_after_a_restart(plane: ControlPlane, model: str) -> None:
+async def test_repeating_a_compression_gives_the_same_version_even_after_a_restart(
+    plane: ControlPlane, model: str
+) -> None:
     source = await push_split(plane, model, samples=10)
     async with compressor(plane) as client:
         first = await client.compress(model, source.version, quantise_cut=True, attach_exit=False)
@@ -303,7 +303,9 @@ async def test_a_crash_of_the_job_is_a_failure_and_the_compression_can_be_starte
     assert version == 2
 
 
-async def test_a_compression_over_its_deadline_fails(plane: ControlPlane, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_compression_over_its_deadline_fails(
+    plane: ControlPlane, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(apply_module, "compress", hang)
     source = await push_split(plane, model, samples=10)
     async with compressor(plane, job_deadline_s=3.0) as client:

@@ -37,7 +37,6 @@ from tests.integration.small_model import (
 
 BUDGET_S = 1.0
 
-
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -62,7 +61,9 @@ async def partitioner(plane: ControlPlane, **changes: object) -> AsyncIterator[P
         yield PartitionClient(plane.channels(partitioner=host.address))
 
 
-async def test_a_profile_on_calibration_pictures_is_measured_once_and_outlives_a_restart(plane: ControlPlane, model: str) -> None:
+async def test_a_profile_on_calibration_pictures_is_measured_once_and_outlives_a_restart(
+    plane: ControlPlane, model: str
+) -> None:
     await push_small(plane.registry, model, samples=20)
     async with partitioner(plane) as client:
         profile = await client.profile(model, 1, budget_s=BUDGET_S)
@@ -89,19 +90,19 @@ async def test_a_damaged_cache_costs_a_measurement_and_nothing_else(plane: Contr
     await push_small(plane.registry, model)
     async with partitioner(plane) as client:
         await client.profile(model, 1, budget_s=BUDGET_S)
-        (path,) = (plane.folder / "partitioner" / "profiles").glob("*.json")
+        path = plane.folder / "partitioner" / "profiles" / f"{model}@1.json"
         path.write_text("{")
         assert (await client.profile(model, 1, budget_s=BUDGET_S)).cuts
         assert path.stat().st_size > 100
 
 
-async def test_only_so_many_profiles_stay_on_disk(plane: ControlPlane) -> None:
-    for model in ("a", "b", "c"):
-        await push_small(plane.registry, model)
-    async with partitioner(plane, max_profiles=2) as client:
-        for model in ("a", "b", "c"):
-            await client.profile(model, 1, budget_s=0.1)
-    assert len(list((plane.folder / "partitioner" / "profiles").iterdir())) == 2
+async def test_only_so_many_profiles_stay_on_disk(plane: ControlPlane, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        await push_small(plane.registry, name)
+    async with partitioner(plane, max_profiles=2, data_dir=tmp_path) as client:
+        for name in ("a", "b", "c"):
+            await client.profile(name, 1, budget_s=0.1)
+    assert len(list((tmp_path / "profiles").iterdir())) == 2
 
 
 async def test_a_plan_ranks_every_kind_and_its_winner_follows_the_link(plane: ControlPlane, model: str) -> None:
@@ -161,7 +162,9 @@ async def test_a_plan_that_nothing_fulfils_is_infeasible(plane: ControlPlane, mo
 
 
 @pytest.mark.parametrize("samples", [0, 40])
-async def test_a_split_is_a_new_version_whose_halves_equal_the_whole(plane: ControlPlane, model: str, samples: int) -> None:
+async def test_a_split_is_a_new_version_whose_halves_equal_the_whole(
+    plane: ControlPlane, model: str, samples: int
+) -> None:
     await push_small(plane.registry, model, samples=samples)
     async with partitioner(plane) as client:
         result = await client.split(model, 1, [CUT])
@@ -185,7 +188,7 @@ async def test_a_split_is_a_new_version_whose_halves_equal_the_whole(plane: Cont
     feed = {"x": manifest.preprocess.normalise(small_pictures(7, seed=5))}
     whole_answer = open_session(small_model()).run(feed)["logits"]
     answer = open_session(tail).run(open_session(head).run(feed))["logits"]
-    np.testing.assert_allclose(answer, whole_answer, atol=1e-4)
+    assert np.abs(answer.astype(np.float64) - whole_answer.astype(np.float64)).max() < 1e-4
 
 
 async def test_repeating_a_split_gives_the_version_made_first(plane: ControlPlane, model: str) -> None:
@@ -221,7 +224,9 @@ async def test_a_bad_cut_is_refused_and_nothing_is_registered(
     assert len(await plane.registry.list_versions(model)) == 1
 
 
-async def test_what_does_not_exist_or_is_out_of_range_is_refused_with_the_reason(plane: ControlPlane, model: str) -> None:
+async def test_what_does_not_exist_or_is_out_of_range_is_refused_with_the_reason(
+    plane: ControlPlane, model: str
+) -> None:
     await push_small(plane.registry, model)
     async with partitioner(plane) as client:
         wrong = {

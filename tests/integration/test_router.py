@@ -110,7 +110,7 @@ async def test_a_slow_watcher_sees_the_latest_policy_and_not_every_one(plane: Co
         client = RoutingClient(channels)
         for number in range(1, 30):
             await client.set_tolerance("small", 0.02 + 0.001 * number)
-        revisions = []
+        revisions: list[int] = []
         while not revisions or revisions[-1] < 30:
             revisions.append((await call.read()).policy.revision)
         call.cancel()

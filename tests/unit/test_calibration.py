@@ -11,6 +11,7 @@ from splitmesh.model import calibration as module
 from splitmesh.model.calibration import pack_calibration, unpack_calibration
 from splitmesh.model.manifest import Manifest, SegmentInfo, TensorInfo
 from splitmesh.model.preprocess import Preprocess
+from splitmesh.tensor.spec import Array
 
 GREY = Preprocess(width=8, height=6, mode="L", mean=(0.5,), std=(0.25,))
 
@@ -59,7 +60,7 @@ def test_a_model_that_takes_tensors_gets_them_by_name() -> None:
         TensorInfo(name="a", dtype="float32", shape=(-1, 4)),
         TensorInfo(name="b", dtype="int64", shape=(-1,)),
     )
-    given = {"b": np.arange(5), "a": np.ones((5, 4), dtype=np.float32)}
+    given: dict[str, Array] = {"b": np.arange(5), "a": np.ones((5, 4), dtype=np.float32)}
     found = unpack_calibration(pack_calibration(given), manifest(None, *infos))
     feed = found.feeds(slice(1, 3))
     assert list(feed) == ["a", "b"]

@@ -18,8 +18,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def answering(handler: Handler) -> AsyncIterator[str]:
-    server = web.Server(handler)
-    runner = web.ServerRunner(server)
+    server = web.Server(handler)  # type: ignore[arg-type]
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -62,7 +62,7 @@ async def run(function: object, *args: object, deadline_s: float = 30.0) -> obje
 
 
 async def test_the_result_comes_from_another_process() -> None:
-    total, pid = await run(add, 2, 3)  # type: ignore[misc]
+    total, pid = await run_job(add, 2, 3, deadline_s=30.0, max_memory_bytes=MEMORY)
     assert total == 5
     assert pid != os.getpid()
 
@@ -127,7 +127,7 @@ async def test_cancelling_the_call_ends_the_child() -> None:
     runs: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     job = asyncio.create_task(
         run_job(
-            wait_forever, deadline_s=30, max_memory_bytes=MEMORY, on_progress=lambda pid, _: runs.set_result(int(pid))
+            wait_forever, deadline_s=3600, max_memory_bytes=MEMORY, on_progress=lambda pid, _: runs.set_result(int(pid))
         )
     )
     pid = await asyncio.wait_for(runs, 30)
@@ -141,7 +141,7 @@ async def test_a_call_cancelled_at_once_never_runs_the_function() -> None:
     pids: list[int] = []
     job = asyncio.create_task(
         run_job(
-            wait_forever, deadline_s=30, max_memory_bytes=MEMORY, on_progress=lambda pid, _: pids.append(int(pid))
+            wait_forever, deadline_s=3600, max_memory_bytes=MEMORY, on_progress=lambda pid, _: pids.append(int(pid))
         )
     )
     await asyncio.wait([job], timeout=0.001)

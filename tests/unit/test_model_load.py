@@ -130,6 +130,12 @@ def _function(net: onnx.ModelProto) -> None:
     net.functions.append(helper.make_function("local", "f", ["a"], ["c"], [constant], [helper.make_opsetid("", 17)]))
 
 
+def _nested_in_function(net: onnx.ModelProto) -> None:
+    inner = helper.make_graph([node("Identity", "e", "o")], "inner", [], [value("o", [4])], [external("e")])
+    branch = helper.make_node("If", ["a"], ["c"], then_branch=inner)
+    net.functions.append(helper.make_function("local", "f", ["a"], ["c"], [branch], [helper.make_opsetid("", 17)]))
+
+
 def _function_default(net: onnx.ModelProto) -> None:
     _function(net)
     net.functions[0].ClearField("node")
@@ -148,6 +154,7 @@ def _function_default(net: onnx.ModelProto) -> None:
         _sparse_attribute,
         _nested_graph,
         _function,
+        _nested_in_function,
         _function_default,
     ],
 )

@@ -236,6 +236,18 @@ def test_a_shape_of_the_input_is_rebuilt_in_the_tail_from_the_cut() -> None:
     assert [item.name for item in split.head.graph.output] == ["c"]
 
 
+@pytest.mark.parametrize(("batch", "cuts"), [("N", 0), (2, 2)])
+def test_a_number_of_elements_is_rebuilt_only_where_it_is_a_constant(batch: int | str, cuts: int) -> None:
+    nodes = [
+        node("Size", "x", "size"),
+        node("Cast", "size", "count", to=1),
+        node("Relu", "x", "a"),
+        node("Tanh", "a", "b"),
+        node("Mul", "b count", "y"),
+    ]
+    assert check_every_cut(model(nodes, [value("x", [batch, 4])], [value("y", [batch, 4])])) == cuts
+
+
 def test_names_of_any_characters_work() -> None:
     odd = ["/a/b:0", "ü ñ 漢字", "x.y[0]", "quote\"'", "a b"]
     nodes = [onnx.helper.make_node("Relu", [odd[i]], [odd[i + 1]]) for i in range(len(odd) - 1)]
@@ -391,8 +403,9 @@ def test_a_second_split_replaces_the_first_and_leaves_other_files_alone(tmp_path
 
 
 def test_a_write_that_fails_leaves_no_manifest_of_half_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path, *split_bytes(data(residual()), ["a"]))
     manifest, files = split_bytes(data(residual()), ["b"])
-    replace, done = os.replace, []
+    replace, done = os.replace, list[Path]()
 
     def failing(source: Path, target: Path) -> None:
         if done:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from services.registry import disk as disk_module
 from services.registry.blobs import BlobFolder, BlobLimits, Progress
 from splitmesh.errors import MeshError, Reason
 from tests.integration.registry_world import digest, small_disk
@@ -108,10 +107,10 @@ async def test_a_whole_artefact_is_not_written_again(folder: Folder) -> None:
 
 
 async def test_more_than_was_announced_is_refused_and_the_rest_kept(folder: Folder) -> None:
-    with pytest.raises(MeshError) as error:
-        async with folder.blobs.upload(SHA, 100) as upload:
-            assert upload is not None
-            await upload.append(CONTENT[:60])
+    async with folder.blobs.upload(SHA, 100) as upload:
+        assert upload is not None
+        await upload.append(CONTENT[:60])
+        with pytest.raises(MeshError) as error:
             await upload.append(CONTENT[:41])
     assert error.value.reason is Reason.PROTOCOL_VIOLATION
     assert (await folder.blobs.progress(SHA)).offset == 60
@@ -236,11 +235,11 @@ async def test_a_really_full_disk_keeps_what_fitted_and_goes_on_later(tmp_path: 
     with small_disk(tmp_path / "disk", 1_000_000) as path:
         async with Folder(path) as folder:
             ballast = path / "ballast"
-            with pytest.raises(MeshError) as error:
-                async with folder.blobs.upload(digest(content), len(content)) as upload:
-                    assert upload is not None
-                    await upload.append(content[:100_000])
-                    ballast.write_bytes(bytes(700_000))
+            async with folder.blobs.upload(digest(content), len(content)) as upload:
+                assert upload is not None
+                await upload.append(content[:100_000])
+                ballast.write_bytes(bytes(700_000))
+                with pytest.raises(MeshError) as error:
                     await upload.append(content[100_000:])
             assert error.value.reason is Reason.STORAGE_FULL
             kept = (await folder.blobs.progress(digest(content))).offset
@@ -261,7 +260,7 @@ async def test_a_failed_sync_discards_the_part_because_nobody_knows_what_is_on_d
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk_module.os, "fsync", fail)
+        patch.setattr(os, "fsync", fail)
         with pytest.raises(MeshError) as error:
             await folder.write(CONTENT)
     assert error.value.reason is Reason.STORAGE_FULL

@@ -41,7 +41,8 @@ def test_every_class_renders_at_every_site(label: str, site: str) -> None:
     picture = render.render(label, site, np.random.default_rng(3))
     assert (picture.label, picture.site, picture.image.mode) == (label, site, "L")
     width, height = picture.image.size
-    assert 220 <= width <= 260 and 180 <= height <= 220
+    assert 220 <= width <= 260
+    assert 180 <= height <= 220
     assert (picture.severity < 0) == (label == "ok")
     assert abs(picture.severity) <= 1
     assert _grey(picture).std() > 5
@@ -72,7 +73,8 @@ def test_sites_differ_in_brightness_and_noise() -> None:
 def test_a_jpeg_is_smaller_than_its_pixels_and_decodes_to_the_same_size() -> None:
     picture = render.render("ok", "A", np.random.default_rng(1)).image
     data = render.to_jpeg(picture)
-    assert data.startswith(b"\xff\xd8") and len(data) < picture.width * picture.height / 2
+    assert data.startswith(b"\xff\xd8")
+    assert len(data) < picture.width * picture.height / 2
     assert Preprocess(width=128, height=128, mode="L").pixels(data).shape == (128, 128, 1)
 
 
@@ -82,7 +84,8 @@ def test_the_command_writes_a_folder_per_class_and_a_table(tmp_path: Path) -> No
         rows = list(csv.DictReader(table))
     assert len(rows) == 8
     for row in rows:
-        assert row["image"].startswith(row["label"] + "/") and row["site"] in "AB"
+        assert row["image"].startswith(row["label"] + "/")
+        assert row["site"] in "AB"
         assert (tmp_path / row["image"]).is_file()
 
 
@@ -139,7 +142,8 @@ def test_a_tiny_training_run_writes_a_usable_folder(tmp_path: Path) -> None:
     train.main(["--out", str(tmp_path), "--train-n", "24", "--val-n", "8", "--test-n", "8", "--epochs", "1"])
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "preprocess.json", "labels.json", "metrics.json"}
     preprocess = Preprocess.model_validate_json((tmp_path / "preprocess.json").read_text())
-    assert (preprocess.width, preprocess.mode) == (128, "L") and preprocess.std[0] > 0
+    assert (preprocess.width, preprocess.mode) == (128, "L")
+    assert preprocess.std[0] > 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["splits"]["test"]["n"] == 8
     given = train.answers(tmp_path / "model.onnx", preprocess, np.zeros((3, 128, 128, 1), np.uint8))

@@ -34,6 +34,8 @@ class CutInfo:
     raw_bytes: int
     wire_bytes: Mapping[str, int]
     """By codec."""
+    escalation: float | None
+    """Share of samples that an exit here would leave to the tail; None: none was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class PartitionClient:
                 measured=cut.measured,
                 raw_bytes=cut.raw_bytes,
                 wire_bytes=dict(cut.wire_bytes),
+                escalation=cut.escalation if cut.HasField("escalation") else None,
             )
             for cut in response.cuts
         )
@@ -132,7 +135,7 @@ class PartitionClient:
             cloud_speedup: time of the partitioner's node over time of the cloud host.
             picture_stays_on_site: refuse "cloud only".
             max_head_bytes: largest head the edge holds; 0: any.
-            escalation: expected share of hard samples, 0..1; None: no cascade rows.
+            escalation: expected share of hard samples, 0..1; None: as measured at each cut.
             picture_bytes: of one picture as the camera sends it; 0: measured on the calibration pictures.
             budget_s: most seconds to spend when the version was never profiled.
         """

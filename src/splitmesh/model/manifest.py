@@ -217,6 +217,14 @@ class Manifest(_Model):
         if len(set(artifacts)) != len(artifacts):
             raise ValueError(f"two segments share an artefact: {artifacts}")
 
+    @property
+    def class_output(self) -> str:
+        """The output that holds one score per label; empty for a model without classes."""
+        for info in self.whole.outputs:
+            if self.labels and info.shape and info.shape[-1] in (-1, len(self.labels)):
+                return info.name
+        return ""
+
     def to_json(self) -> str:
         """The manifest as indented JSON, the same text for the same content."""
         return self.model_dump_json(indent=2) + "\n"

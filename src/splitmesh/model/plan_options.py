@@ -59,7 +59,7 @@ class Workload:
     picture_encode_ms: float = 0.0
     """Encoding of a picture on the edge host itself (not slowed down further)."""
     escalation: float | None = None
-    """Expected share of hard samples, 0..1, of an exit; None: no exit, no cascade."""
+    """Expected share of hard samples, 0..1, at any cut; None: what the profile measured, no cascade where it did not."""
 
     def __post_init__(self) -> None:
         for codec, size in self.picture_bytes.items():
@@ -186,8 +186,8 @@ class Costing:
             for codec, size in cut.wire_bytes.items():
                 stages = self._cut_stages(cut, codec, size)
                 yield self._option(Kind.SPLIT, stages, cut=cut, codec=codec, size=size)
-                if self.workload.escalation is not None:
-                    share = self.workload.escalation
+                share = cut.escalation if self.workload.escalation is None else self.workload.escalation
+                if share is not None:
                     yield self._option(Kind.CASCADE, stages, cut=cut, codec=codec, size=size, share=share)
 
     def _cut_stages(self, cut: CutProfile, codec: str, size: int) -> Stages:

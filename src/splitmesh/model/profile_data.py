@@ -19,6 +19,7 @@ QUANTISED_CODEC = "uint8+zstd"
 """Float tensors rounded to 8 bits inside the graphs, zstd."""
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
 
 
@@ -49,6 +50,8 @@ class CutProfile(_Data):
     encode_ms: dict[str, Milliseconds]
     """By codec: entropy coding only, as rounding to 8 bits is part of the head."""
     decode_ms: dict[str, Milliseconds]
+    escalation: Share | None = None
+    """Share of samples that an exit here would leave to the tail; None: no exit was tried here."""
 
 
 class Profile(_Data):

@@ -135,7 +135,7 @@ class _Shapes:
             size = np.asarray(np.prod([dim.fixed for dim in shape], dtype=np.int64))
             return [helper.make_node("Constant", [], [output], value=numpy_helper.from_array(size))]
         start, end = shape_range(node, len(shape))
-        slopes = 0*np.asarray([dim.per_sample for dim in shape[start:end]], dtype=np.int64)
+        slopes = np.asarray([dim.per_sample for dim in shape[start:end]], dtype=np.int64)
         fixed = np.asarray([dim.fixed for dim in shape[start:end]], dtype=np.int64)
         if not slopes.any():
             return [helper.make_node("Constant", [], [output], value=numpy_helper.from_array(fixed))]

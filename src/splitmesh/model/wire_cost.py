@@ -43,7 +43,7 @@ def wire_costs(
     """The cost of every cut, in order. Ranges for the rounding are those of these ``samples``."""
     costs = []
     for group in _groups(cuts, len(samples)):
-        with closing(open_session(_tapped(whole, group).SerializeToString(), threads=threads)) as session:
+        with closing(open_session(tapped(whole, group).SerializeToString(), threads=threads)) as session:
             runs = [session.run(sample) for sample in samples]
         costs += [_cost([[run[name] for name in cut.tensors] for run in runs], clock) for cut in group]
     return costs
@@ -63,7 +63,8 @@ def _groups(cuts: Sequence[Cut], samples: int) -> Iterator[list[Cut]]:
         yield group
 
 
-def _tapped(whole: ModelProto, cuts: Iterable[Cut]) -> ModelProto:
+def tapped(whole: ModelProto, cuts: Iterable[Cut]) -> ModelProto:
+    """The model with the tensors of these cuts as further outputs."""
     tapped = ModelProto()
     tapped.CopyFrom(whole)
     specs = {spec.name: spec for cut in cuts for spec in cut.specs}

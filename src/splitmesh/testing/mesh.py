@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import IO, Protocol
@@ -94,6 +94,7 @@ class ServiceProcess:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
+        self._log.close()
 
     def _log_end(self) -> str:
         return "\n".join(Path(self._log.name).read_text(errors="replace").splitlines()[-20:])
@@ -129,7 +130,7 @@ class ProcessLauncher:
 
 
 class LocalMesh:
-    """The six services and the relay, started in order and stopped in reverse."""
+    """The services and the relay, started in order and stopped in reverse."""
 
     def __init__(
         self,
@@ -139,6 +140,7 @@ class LocalMesh:
         link: LinkProfile = PROFILES["loopback"],
         otlp_endpoint: str = "",
         settings: Mapping[str, Mapping[str, str]] | None = None,
+        services: Collection[str] = MODULES,
     ) -> None:
         """Nothing runs yet.
 
@@ -148,12 +150,14 @@ class LocalMesh:
             link: profile of the relay between head and tail, uplink and round trip.
             otlp_endpoint: where every service sends its spans.
             settings: more settings by service and field name.
+            services: which to start, always in the order of ``MODULES``; the tail is one of them.
         """
         self._launcher = launcher
         self._work_dir = work_dir
         self._link = link
         self._otlp_endpoint = otlp_endpoint
         self._extra = settings or {}
+        self._wanted = [service for service in MODULES if service in services]
         self._services: dict[str, Running] = {}
         self._addresses: dict[str, str] = {}
         self._stack = AsyncExitStack()
@@ -163,7 +167,7 @@ class LocalMesh:
     async def __aenter__(self) -> LocalMesh:
         """Start everything."""
         try:
-            for service in MODULES:
+            for service in self._wanted:
                 await self.start(service)
                 if service == "tail":
                     self.relay = await self._stack.enter_async_context(LinkRelay(self._addresses["tail"], self._link))

@@ -56,7 +56,8 @@ class LinkRelay:
     ) -> None:
         self._target = _host_port(target)
         self._listen = _host_port(listen)
-        self._profile = profile
+        self.profile = profile
+        """The profile in force; see :meth:`set_profile`."""
         self._jitter = random.Random(seed)
         # A generator of its own: how the link fades must not depend on how much is sent.
         self._fading = random.Random(seed) if fading else None
@@ -92,15 +93,11 @@ class LinkRelay:
             self._server.close()
         if self._cut is not None:
             self._cut.cancel()
-        tasks = [*self._connections, *([self._fader] if self._fader else [])]
-        for task in tasks:
+        if self._fader is not None:
+            self._fader.cancel()
+        for task in self._connections:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    @property
-    def profile(self) -> LinkProfile:
-        """The profile in force."""
-        return self._profile
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     @property
     def uplink_bytes(self) -> int:
@@ -119,7 +116,7 @@ class LinkRelay:
 
     def set_profile(self, profile: LinkProfile) -> None:
         """Changes the link; what is already in flight keeps its time of arrival."""
-        self._profile = profile
+        self.profile = profile
         self._up_way.mbps, self._down_way.mbps = profile.uplink_mbps, profile.downlink_mbps
 
     def stall(self, seconds: float) -> None:
@@ -170,7 +167,7 @@ class LinkRelay:
 
     async def _serve(self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await asyncio.sleep(self._profile.rtt_ms / 1e3)  # setting up a connection costs a round trip of its own
+            await asyncio.sleep(self.profile.rtt_ms / 1e3)  # setting up a connection costs a round trip of its own
             await self._healthy.wait()
             connection.established = True
             async with asyncio.timeout(_CONNECT_S):
@@ -217,13 +214,12 @@ class LinkRelay:
 
     def _one_way_s(self) -> float:
         # Two independent directions with this spread each make a round trip with the profile's.
-        return (
-            max(0.0, self._profile.rtt_ms / 2 + self._jitter.gauss(0.0, self._profile.jitter_ms / math.sqrt(2))) / 1e3
-        )
+        late_ms = self._jitter.gauss(0.0, self.profile.jitter_ms / math.sqrt(2))
+        return max(0.0, self.profile.rtt_ms / 2 + late_ms) / 1e3
 
     async def _fade(self, rng: random.Random) -> None:
         for level in fading_levels(rng):
-            self._up_way.mbps = faded_mbps(self._profile, level)
+            self._up_way.mbps = faded_mbps(self.profile, level)
             await asyncio.sleep(FADE_S)
 
 
@@ -296,8 +292,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", choices=sorted(PROFILES), default="private-5g")
     parser.add_argument("--fading", action="store_true", help="let the uplink's rate wander each second")
     parser.add_argument("--seed", type=int, default=0, help="of jitter and fading")
-    for name, unit in (("uplink", "mbps"), ("downlink", "mbps"), ("rtt", "ms"), ("jitter", "ms")):
-        parser.add_argument(f"--{name}-{unit}", type=float, help="instead of the profile's")
+    for option in ("--uplink-mbps", "--downlink-mbps", "--rtt-ms", "--jitter-ms"):
+        parser.add_argument(option, type=float, help="instead of the profile's")
     asyncio.run(_run(parser.parse_args(argv)))
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*splitmesh/api/partition/v1/partition.proto\x12\x1asplitmesh.api.partition.v1\"G\n\x13ProfileModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08\x62udget_s\x18\x03 \x01(\x01\"\xf3\x01\n\nCutProfile\x12\x0f\n\x07tensors\x18\x01 \x03(\t\x12\x10\n\x08position\x18\x02 \x01(\x01\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x04 \x01(\x01\x12\x10\n\x08measured\x18\x05 \x01(\x08\x12\x11\n\traw_bytes\x18\x06 \x01(\x04\x12I\n\nwire_bytes\x18\x07 \x03(\x0b\x32\x35.splitmesh.api.partition.v1.CutProfile.WireBytesEntry\x1a\x30\n\x0eWireBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"s\n\x14ProfileModelResponse\x12\x10\n\x08whole_ms\x18\x01 \x01(\x01\x12\x34\n\x04\x63uts\x18\x02 \x03(\x0b\x32&.splitmesh.api.partition.v1.CutProfile\x12\x13\n\x0b\x63\x61libration\x18\x03 \x01(\t\"\x91\x02\n\x14PlanPartitionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0buplink_mbps\x18\x03 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x04 \x01(\x01\x12\x15\n\redge_slowdown\x18\x05 \x01(\x01\x12\x15\n\rcloud_speedup\x18\x06 \x01(\x01\x12\x1d\n\x15picture_stays_on_site\x18\x07 \x01(\x08\x12\x16\n\x0emax_head_bytes\x18\x08 \x01(\x04\x12\x17\n\nescalation\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rpicture_bytes\x18\n \x01(\x04\x12\x10\n\x08\x62udget_s\x18\x0b \x01(\x01\x42\r\n\x0b_escalation\"\x96\x02\n\nPlanOption\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03\x63ut\x18\x02 \x03(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x12\n\nlatency_ms\x18\x04 \x01(\x01\x12\x42\n\x06stages\x18\x05 \x03(\x0b\x32\x32.splitmesh.api.partition.v1.PlanOption.StagesEntry\x12\x14\n\x0cuplink_bytes\x18\x06 \x01(\x01\x12\x16\n\x0ethroughput_fps\x18\x07 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x08 \x01(\x08\x12\x17\n\x0frefused_because\x18\t \x01(\t\x1a-\n\x0bStagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"]\n\x15PlanPartitionResponse\x12\x37\n\x07options\x18\x01 \x03(\x0b\x32&.splitmesh.api.partition.v1.PlanOption\x12\x0b\n\x03why\x18\x02 \x01(\t\"@\n\x11SplitModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03\x63ut\x18\x03 \x03(\t\"<\n\x12SplitModelResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rmax_abs_error\x18\x02 \x01(\x01\x32\xe8\x02\n\x10PartitionService\x12q\n\x0cProfileModel\x12/.splitmesh.api.partition.v1.ProfileModelRequest\x1a\x30.splitmesh.api.partition.v1.ProfileModelResponse\x12t\n\rPlanPartition\x12\x30.splitmesh.api.partition.v1.PlanPartitionRequest\x1a\x31.splitmesh.api.partition.v1.PlanPartitionResponse\x12k\n\nSplitModel\x12-.splitmesh.api.partition.v1.SplitModelRequest\x1a..splitmesh.api.partition.v1.SplitModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*splitmesh/api/partition/v1/partition.proto\x12\x1asplitmesh.api.partition.v1\"G\n\x13ProfileModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08\x62udget_s\x18\x03 \x01(\x01\"\x9b\x02\n\nCutProfile\x12\x0f\n\x07tensors\x18\x01 \x03(\t\x12\x10\n\x08position\x18\x02 \x01(\x01\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x04 \x01(\x01\x12\x10\n\x08measured\x18\x05 \x01(\x08\x12\x11\n\traw_bytes\x18\x06 \x01(\x04\x12I\n\nwire_bytes\x18\x07 \x03(\x0b\x32\x35.splitmesh.api.partition.v1.CutProfile.WireBytesEntry\x12\x17\n\nescalation\x18\x08 \x01(\x01H\x00\x88\x01\x01\x1a\x30\n\x0eWireBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\r\n\x0b_escalation\"s\n\x14ProfileModelResponse\x12\x10\n\x08whole_ms\x18\x01 \x01(\x01\x12\x34\n\x04\x63uts\x18\x02 \x03(\x0b\x32&.splitmesh.api.partition.v1.CutProfile\x12\x13\n\x0b\x63\x61libration\x18\x03 \x01(\t\"\x91\x02\n\x14PlanPartitionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0buplink_mbps\x18\x03 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x04 \x01(\x01\x12\x15\n\redge_slowdown\x18\x05 \x01(\x01\x12\x15\n\rcloud_speedup\x18\x06 \x01(\x01\x12\x1d\n\x15picture_stays_on_site\x18\x07 \x01(\x08\x12\x16\n\x0emax_head_bytes\x18\x08 \x01(\x04\x12\x17\n\nescalation\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rpicture_bytes\x18\n \x01(\x04\x12\x10\n\x08\x62udget_s\x18\x0b \x01(\x01\x42\r\n\x0b_escalation\"\x96\x02\n\nPlanOption\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03\x63ut\x18\x02 \x03(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x12\n\nlatency_ms\x18\x04 \x01(\x01\x12\x42\n\x06stages\x18\x05 \x03(\x0b\x32\x32.splitmesh.api.partition.v1.PlanOption.StagesEntry\x12\x14\n\x0cuplink_bytes\x18\x06 \x01(\x01\x12\x16\n\x0ethroughput_fps\x18\x07 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x08 \x01(\x08\x12\x17\n\x0frefused_because\x18\t \x01(\t\x1a-\n\x0bStagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"]\n\x15PlanPartitionResponse\x12\x37\n\x07options\x18\x01 \x03(\x0b\x32&.splitmesh.api.partition.v1.PlanOption\x12\x0b\n\x03why\x18\x02 \x01(\t\"@\n\x11SplitModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03\x63ut\x18\x03 \x03(\t\"<\n\x12SplitModelResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rmax_abs_error\x18\x02 \x01(\x01\x32\xe8\x02\n\x10PartitionService\x12q\n\x0cProfileModel\x12/.splitmesh.api.partition.v1.ProfileModelRequest\x1a\x30.splitmesh.api.partition.v1.ProfileModelResponse\x12t\n\rPlanPartition\x12\x30.splitmesh.api.partition.v1.PlanPartitionRequest\x1a\x31.splitmesh.api.partition.v1.PlanPartitionResponse\x12k\n\nSplitModel\x12-.splitmesh.api.partition.v1.SplitModelRequest\x1a..splitmesh.api.partition.v1.SplitModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROFILEMODELREQUEST']._serialized_start=74
   _globals['_PROFILEMODELREQUEST']._serialized_end=145
   _globals['_CUTPROFILE']._serialized_start=148
-  _globals['_CUTPROFILE']._serialized_end=391
-  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_start=343
-  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_end=391
-  _globals['_PROFILEMODELRESPONSE']._serialized_start=393
-  _globals['_PROFILEMODELRESPONSE']._serialized_end=508
-  _globals['_PLANPARTITIONREQUEST']._serialized_start=511
-  _globals['_PLANPARTITIONREQUEST']._serialized_end=784
-  _globals['_PLANOPTION']._serialized_start=787
-  _globals['_PLANOPTION']._serialized_end=1065
-  _globals['_PLANOPTION_STAGESENTRY']._serialized_start=1020
-  _globals['_PLANOPTION_STAGESENTRY']._serialized_end=1065
-  _globals['_PLANPARTITIONRESPONSE']._serialized_start=1067
-  _globals['_PLANPARTITIONRESPONSE']._serialized_end=1160
-  _globals['_SPLITMODELREQUEST']._serialized_start=1162
-  _globals['_SPLITMODELREQUEST']._serialized_end=1226
-  _globals['_SPLITMODELRESPONSE']._serialized_start=1228
-  _globals['_SPLITMODELRESPONSE']._serialized_end=1288
-  _globals['_PARTITIONSERVICE']._serialized_start=1291
-  _globals['_PARTITIONSERVICE']._serialized_end=1651
+  _globals['_CUTPROFILE']._serialized_end=431
+  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_start=368
+  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_end=416
+  _globals['_PROFILEMODELRESPONSE']._serialized_start=433
+  _globals['_PROFILEMODELRESPONSE']._serialized_end=548
+  _globals['_PLANPARTITIONREQUEST']._serialized_start=551
+  _globals['_PLANPARTITIONREQUEST']._serialized_end=824
+  _globals['_PLANOPTION']._serialized_start=827
+  _globals['_PLANOPTION']._serialized_end=1105
+  _globals['_PLANOPTION_STAGESENTRY']._serialized_start=1060
+  _globals['_PLANOPTION_STAGESENTRY']._serialized_end=1105
+  _globals['_PLANPARTITIONRESPONSE']._serialized_start=1107
+  _globals['_PLANPARTITIONRESPONSE']._serialized_end=1200
+  _globals['_SPLITMODELREQUEST']._serialized_start=1202
+  _globals['_SPLITMODELREQUEST']._serialized_end=1266
+  _globals['_SPLITMODELRESPONSE']._serialized_start=1268
+  _globals['_SPLITMODELRESPONSE']._serialized_end=1328
+  _globals['_PARTITIONSERVICE']._serialized_start=1331
+  _globals['_PARTITIONSERVICE']._serialized_end=1691
 # @@protoc_insertion_point(module_scope)

@@ -81,6 +81,7 @@ class CutProfile(_message.Message):
     MEASURED_FIELD_NUMBER: _builtins.int
     RAW_BYTES_FIELD_NUMBER: _builtins.int
     WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    ESCALATION_FIELD_NUMBER: _builtins.int
     position: _builtins.float
     """Share of the model's arithmetic before the cut, 0..1."""
     head_ms: _builtins.float
@@ -91,6 +92,10 @@ class CutProfile(_message.Message):
     """Measured as a real session; else interpolated between measured neighbours."""
     raw_bytes: _builtins.int
     """Bytes of the features, uncompressed float32."""
+    escalation: _builtins.float
+    """Share of samples that an exit here would leave to the tail, 0..1, found by fitting one on calibration pictures; unset
+    where none was tried.
+    """
     @_builtins.property
     def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tensors of the cut."""
@@ -109,12 +114,15 @@ class CutProfile(_message.Message):
         measured: _builtins.bool = ...,
         raw_bytes: _builtins.int = ...,
         wire_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        escalation: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "escalation", b"escalation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_ms", b"head_ms", "measured", b"measured", "position", b"position", "raw_bytes", b"raw_bytes", "tail_ms", b"tail_ms", "tensors", b"tensors", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "escalation", b"escalation", "head_ms", b"head_ms", "measured", b"measured", "position", b"position", "raw_bytes", b"raw_bytes", "tail_ms", b"tail_ms", "tensors", b"tensors", "wire_bytes", b"wire_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__escalation: _TypeAlias = _typing.Literal["escalation"]  # noqa: Y015
+    _WhichOneofArgType__escalation: _TypeAlias = _typing.Literal["_escalation", b"_escalation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__escalation) -> _WhichOneofReturnType__escalation | None: ...
 
 Global___CutProfile: _TypeAlias = CutProfile  # noqa: Y015
 
@@ -184,7 +192,9 @@ class PlanPartitionRequest(_message.Message):
     max_head_bytes: _builtins.int
     """Largest head the edge host can hold, bytes of its ONNX file; 0 means no limit."""
     escalation: _builtins.float
-    """Expected share of hard samples for the cascade rows, 0..1; unset: no cascade rows."""
+    """Expected share of hard samples for the cascade rows, 0..1, the same at every cut; unset: what was measured at each
+    cut, and cascade rows only where it was (a classifier with calibration pictures).
+    """
     picture_bytes: _builtins.int
     """Size of one picture as the camera sends it; 0: measured on the calibration pictures as JPEG q90 where they exist."""
     budget_s: _builtins.float
