@@ -285,7 +285,7 @@ async def test_grpc_runs_through_a_link_and_outlives_its_outage(health_server: s
         stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
         await stub.Check(request, timeout=DEADLINE_S)
         assert await seconds(stub.Check(request, timeout=DEADLINE_S)) >= 0.02
-        relay.down(cut_after_s=0.4)
+        relay.down(cut_after_s=1.0)
         codes = []
         for timeout_s in (0.2, DEADLINE_S):
             with pytest.raises(grpc.aio.AioRpcError) as caught:

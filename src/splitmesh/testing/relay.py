@@ -188,14 +188,13 @@ class LinkRelay:
 
     async def _fill(self, way: _Way, flight: _Flight, source: asyncio.StreamReader) -> None:
         """Takes bytes at the link's pace and gives each piece its time of arrival; an empty piece is the end."""
-        loop, arrival, piece = asyncio.get_running_loop(), 0.0, b"?"
+        loop, piece = asyncio.get_running_loop(), b"?"
         while piece:
             await self._healthy.wait()
             piece = await source.read(_PIECE_BYTES)
             sent = way.reserve(len(piece), max(loop.time(), self._held_until))
-            arrival = max(arrival, sent + self._one_way_s())
             flight.size += len(piece)
-            await flight.pieces.put((arrival, piece))
+            await flight.pieces.put((sent + self._one_way_s(), piece))
             await asyncio.sleep(sent - _AHEAD_S - loop.time())
 
     async def _drain(self, way: _Way, flight: _Flight, sink: asyncio.StreamWriter) -> None:
