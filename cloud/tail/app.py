@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from splitmesh.client.registry import RegistryClient
-
 from cloud.tail.config import TailSettings
 from cloud.tail.run import RunStreams
 from cloud.tail.segments import Segments
 from cloud.tail.servicer import SegmentServicer
 from splitmesh.api.segment.v1 import segment_pb2_grpc
 from splitmesh.client.cache import ModelCache
+from splitmesh.client.registry import RegistryClient
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.server import Binding
 from splitmesh.kernel.streams import Drain

@@ -53,7 +53,7 @@ async def _frame(
         check_header(header, limits)
     except MeshError as error:
         # The chunks that were announced are still under way and have to be read past.
-        await _skip(requests, message.header.chunk_count)
+        await _skip(requests, range(message.header.chunk_count))
         return Broken(message.frame_id, error)
     payload: bytes | bytearray = message.payload
     if header.chunk_count:
@@ -61,7 +61,7 @@ async def _frame(
         for index in range(header.chunk_count):
             chunk = await _chunk(requests, index)
             if len(payload) + len(chunk) > header.size_bytes:
-                await _skip(requests, header.chunk_count - index - 1)
+                await _skip(requests, range(index + 1, header.chunk_count))
                 return Broken(
                     message.frame_id,
                     MeshError(
@@ -79,7 +79,6 @@ async def _chunk(requests: AsyncIterator[segment_pb2.RunRequest], index: int) ->
     return request.chunk.data
 
 
-async def _skip(requests: AsyncIterator[segment_pb2.RunRequest], count: int) -> None:
-    for _ in range(count):
-        if await anext(requests, None) is None:
-            return
+async def _skip(requests: AsyncIterator[segment_pb2.RunRequest], chunks: range) -> None:
+    for index in chunks:
+        await _chunk(requests, index)

@@ -77,9 +77,9 @@ class Batcher:
 
     async def submit(self, feeds: Feeds, deadline_s: float) -> Computed:
         """The frame's outputs; QUEUE_FULL (with a time to retry) at the limit, DEADLINE_EXPIRED after too long a wait."""
-        # A frame whose caller gave up is no load: it must not hold a place in the queue.
-        while self._waiting and self._waiting[0].result.done():
-            self._waiting.popleft()
+        if len(self._waiting) >= self._max_queue:
+            # A frame whose caller gave up is no load: it must not hold a place in the queue.
+            self._waiting = deque(waiting for waiting in self._waiting if not waiting.result.done())
         if len(self._waiting) >= self._max_queue:
             batches = len(self._waiting) / self._max_batch
             raise MeshError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from cloud.tail.assemble import Broken, Whole, assemble
 from cloud.tail.batch import Computed
@@ -21,7 +22,7 @@ from splitmesh.tensor.spec import Array
 DEFAULT_DEADLINE_MS = 10_000
 
 Requests = AsyncIterator[segment_pb2.RunRequest]
-Responses = AsyncIterator[segment_pb2.RunResponse]
+Responses = AsyncGenerator[segment_pb2.RunResponse]
 
 
 class RunStreams:
@@ -50,8 +51,9 @@ class RunStreams:
             stream: FrameStream[Whole | Broken, segment_pb2.RunResponse] = FrameStream(
                 lambda item: self._answer(item, loaded), _frame_error, credit=self._settings.credit, drain=self._drain
             )
-            async for response in stream.serve(assemble(requests, self._limits)):
-                yield response
+            async with aclosing(stream.serve(assemble(requests, self._limits))) as responses:
+                async for response in responses:
+                    yield response
 
     def describe(self) -> segment_pb2.DescribeResponse:
         """What is loaded now."""

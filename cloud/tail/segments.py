@@ -63,12 +63,14 @@ class Segments:
     @asynccontextmanager
     async def use(self, model: str, version: int) -> AsyncIterator[Loaded]:
         """The segment, loaded when needed and not unloaded inside the block."""
-        # One load at a time: two at once would only fight for the same cores and memory.
-        async with self._lock:
-            key = (model, version)
-            loaded = self._loaded.pop(key, None) or await self._load(model, version)
-            self._loaded[key] = loaded  # newest last
-            loaded.streams += 1
+        key = (model, version)
+        loaded = self._loaded.pop(key, None)
+        if loaded is None:
+            # One load at a time: two at once would only fight for the same cores and memory.
+            async with self._lock:
+                loaded = self._loaded.pop(key, None) or await self._load(model, version)
+        self._loaded[key] = loaded  # newest last
+        loaded.streams += 1
         try:
             yield loaded
         finally:
@@ -100,15 +102,15 @@ class Segments:
         return Loaded(model, version, session, batcher, tuple(tensor.spec() for tensor in manifest.split.wire))
 
     async def _make_room(self) -> None:
-        idle = [key for key, loaded in self._loaded.items() if not loaded.streams]
         while len(self._loaded) >= self._settings.max_loaded_segments:
-            if not idle:
+            idle = next((key for key, loaded in self._loaded.items() if not loaded.streams), None)
+            if idle is None:
                 raise MeshError(
                     Reason.QUEUE_FULL,
                     f"all {len(self._loaded)} segments in memory are in use",
                     retry_after_s=5.0,
                 )
-            loaded = self._loaded.pop(idle.pop(0))
+            loaded = self._loaded.pop(idle)
             await loaded.batcher.stop()
             loaded.session.close()
             log.info("unloaded the tail of %s version %d", loaded.model, loaded.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from cloud.tail.run import RunStreams
@@ -19,8 +20,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self, request_iterator: AsyncIterator[segment_pb2.RunRequest], context: Any
     ) -> AsyncIterator[segment_pb2.RunResponse]:
         """One stream of frames for one model version."""
-        async for response in self._streams.serve(aiter(request_iterator)):
-            yield response
+        async with aclosing(self._streams.serve(aiter(request_iterator))) as responses:
+            async for response in responses:
+                yield response
 
     async def Describe(self, request: segment_pb2.DescribeRequest, context: Any) -> segment_pb2.DescribeResponse:
         """What this node has loaded."""

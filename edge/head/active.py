@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from splitmesh.client.registry import VersionInfo
 
+from splitmesh.client.registry import VersionInfo
 from splitmesh.client.segment import SegmentLink
 from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.model.manifest import Manifest

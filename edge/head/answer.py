@@ -94,7 +94,11 @@ class Answerer:
                 with self._models.active(request.model).use() as active:
                     span.set_attribute(Attr.MODEL, active.info.model)
                     span.set_attribute(Attr.VERSION, active.info.version)
-                    return await self._answer(request, active, span, arrived_ns)
+                    try:
+                        return await self._answer(request, active, span, arrived_ns)
+                    except MeshError as error:
+                        self._outcomes.refused(active.info, error.reason)
+                        raise
             finally:
                 self._in_progress -= 1
 
@@ -109,9 +113,6 @@ class Answerer:
                 seen = await loop.run_in_executor(self._workers, self._perceive, active, request)
         except TimeoutError as error:
             raise MeshError(Reason.DEADLINE_EXPIRED, f"the head did not get to it in {deadline_ms} ms") from error
-        except MeshError as error:
-            self._outcomes.refused(active.info, error.reason)
-            raise
         self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=span)
         response = pb.InferResponse(
             frame_id=request.frame_id,
@@ -160,12 +161,11 @@ class Answerer:
             result = await self._escalate(frame, link, seen, response)
         except MeshError as error:
             if exit_row is None:
-                self._outcomes.refused(frame.active.info, error.reason)
                 raise
             response.answered_by = pb.ANSWERED_BY_EDGE_FALLBACK
             response.fallback_reason = error.reason.value
             frame.span.set_attribute(Attr.FALLBACK_REASON, error.reason.value)
-            _fill_labels(response, frame.active, _usable(exit_row))
+            _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
             self._outcomes.fallback(frame.active.info, error.reason)
             return
         response.answered_by = pb.ANSWERED_BY_CLOUD_TAIL
@@ -196,14 +196,6 @@ class Answerer:
         return result
 
 
-def _usable(exit_row: Array) -> NDArray[np.float64]:
-    """The exit's row as it is; one that is no distribution names no class."""
-    row: NDArray[np.float64] = as_probabilities(exit_row)[0]
-    if not np.isfinite(row).all():
-        raise MeshError(Reason.TENSOR_NOT_FINITE, "the exit gave no distribution and the tail did not answer")
-    return row
-
-
 def _best(exit_row: Array) -> int:
     return int(np.argmax(exit_row[0]))
 
@@ -218,6 +210,8 @@ def _fill(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Ar
 
 
 def _fill_labels(response: pb.InferResponse, active: ActiveModel, row: NDArray[np.float64]) -> None:
+    if not np.isfinite(row).all():
+        raise MeshError(Reason.TENSOR_NOT_FINITE, "the model gave no distribution over its classes for this frame")
     labels = active.manifest.labels
     for index in np.argsort(-row, kind="stable")[:MAX_LABELS]:
         name = labels[index] if index < len(labels) else ""

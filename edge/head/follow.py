@@ -12,11 +12,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from splitmesh.client.registry import RegistryClient, VersionInfo
-
 from edge.head.active import ActiveModel, warm_up
 from edge.head.config import HeadSettings
 from splitmesh.client.cache import ModelCache
+from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.client.routing import RoutingClient
 from splitmesh.client.segment import SegmentLink
 from splitmesh.errors import MeshError, Reason

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from splitmesh.client.registry import VersionInfo
-
 from splitmesh.client.routing import Outcomes as Counts
 from splitmesh.client.routing import RoutingClient
 from splitmesh.errors import MeshError, Reason

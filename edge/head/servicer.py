@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from edge.head.answer import Answerer
@@ -25,5 +26,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.StreamInferRequest], context: Any
     ) -> AsyncIterator[inference_pb2.StreamInferResponse]:
         """Answers a stream of pictures."""
-        async for response in self._streams.serve(aiter(request_iterator)):
-            yield response
+        async with aclosing(self._streams.serve(aiter(request_iterator))) as responses:
+            async for response in responses:
+                yield response

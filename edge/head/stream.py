@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from edge.head.answer import Answerer
 from edge.head.config import HeadSettings
@@ -20,7 +21,7 @@ class FrameStreams:
         self._settings = settings
         self._drain = drain
 
-    async def serve(self, requests: AsyncIterator[pb.StreamInferRequest]) -> AsyncIterator[pb.StreamInferResponse]:
+    async def serve(self, requests: AsyncIterator[pb.StreamInferRequest]) -> AsyncGenerator[pb.StreamInferResponse]:
         """Accept, then answer until the client has sent its last frame or the node drains."""
         yield pb.StreamInferResponse(
             accepted=pb.StreamAccepted(credit=self._settings.credit, max_frame_bytes=self._settings.max_frame_bytes)
@@ -28,8 +29,9 @@ class FrameStreams:
         stream: FrameStream[pb.InferRequest, pb.StreamInferResponse] = FrameStream(
             self._answer, _refuse, credit=self._settings.credit, drain=self._drain
         )
-        async for response in stream.serve(_frames(requests)):
-            yield response
+        async with aclosing(stream.serve(_frames(requests))) as responses:
+            async for response in responses:
+                yield response
 
     async def _answer(self, request: pb.InferRequest) -> pb.StreamInferResponse:
         return pb.StreamInferResponse(result=await self._answerer.answer(request))

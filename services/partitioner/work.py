@@ -15,7 +15,7 @@ from splitmesh.model.profile import MAX_SAMPLES, profile_cuts
 from splitmesh.tensor.spec import DTYPES, Array
 
 TRIAL_BATCH = 16
-MAX_TRIAL_SAMPLES = 2000
+MAX_TRIAL_SAMPLES = 1000
 """Calibration samples on which exits are tried."""
 
 VERIFY_BATCHES = (1, 2, 5, 8, 8, 8)
@@ -44,6 +44,7 @@ def profile_version(
             whole,
             samples.batches(TRIAL_BATCH, limit=MAX_TRIAL_SAMPLES),
             about.class_output,
+            samples=min(samples.samples, MAX_TRIAL_SAMPLES),
             max_disagreement=tolerance[0],
             delta=tolerance[1],
             budget_s=budget_s,

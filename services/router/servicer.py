@@ -48,9 +48,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         """State what is tolerated."""
         model, tolerance = model_from(request.model), tolerance_from(request, self._default_delta)
         await self._board.set_tolerance(model, tolerance)
-        return routing_pb2.SetToleranceResponse(
-            max_disagreement=tolerance.max_disagreement, delta=tolerance.delta
-        )
+        return routing_pb2.SetToleranceResponse(max_disagreement=tolerance.max_disagreement, delta=tolerance.delta)
 
     async def ReportOutcomes(
         self, request: routing_pb2.ReportOutcomesRequest, context: Any

@@ -18,6 +18,8 @@ from splitmesh.client.partition import PartitionClient, SplitResult
 from splitmesh.client.registry import RegistryClient
 from splitmesh.errors import MeshError, field_error
 
+BATCH = 16
+
 AtOption = Annotated[list[str], typer.Option("--at", help="Tensors to cut at, separated by commas; may be repeated.")]
 
 
@@ -87,7 +89,7 @@ def split_file(
     """Write head.onnx, tail.onnx and manifest.json (and the whole) of an ONNX file."""
     import numpy as np
 
-    from splitmesh.model.artifacts import split_bytes, write_split
+    from splitmesh.model.artifacts import quantise_split, split_bytes, write_split
     from splitmesh.model.load import load_file
     from splitmesh.model.manifest import HEAD, TAIL
 
@@ -100,10 +102,9 @@ def split_file(
             raise field_error(
                 "calibration", "--quantise needs --calibration and --preprocess: ranges of random input mislead"
             )
-        from splitmesh.model.compress import quantise_split
-
         pixels = np.stack([pipeline.pixels(picture) for picture in frames(calibration)])
-        feeds = [{manifest.whole.inputs[0].name: pipeline.normalise(pixels)}]
+        name = manifest.whole.inputs[0].name
+        feeds = [{name: pipeline.normalise(pixels[row : row + BATCH])} for row in range(0, len(pixels), BATCH)]
         manifest, artifacts = quantise_split(manifest, artifacts, feeds)
     write_split(out, manifest, artifacts)
     if manifest.split is None:

@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +61,14 @@ class CameraStream:
         self._unsent: deque[int] = deque()
         self._sent: set[int] = set()
         self._credit = 0
+        self._max_frame_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Semaphore(window)
         self._source_done = False
         # Bounded by the window: a frame takes room before it is pending and gives it back when its outcome was yielded.
         self._out: asyncio.Queue[Outcome | BaseException | None] = asyncio.Queue()
 
-    async def run(self, frames: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncIterator[Outcome]:
+    async def run(self, frames: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncGenerator[Outcome]:
         """Outcomes as they become ready: one per frame, numbered from 0 in the order of the source.
 
         At most ``window`` frames are taken from the source and not yet yielded, so a slow reader slows the source. An
@@ -96,10 +98,18 @@ class CameraStream:
     async def _read_source(self, frames: AsyncIterable[bytes] | Iterable[bytes]) -> None:
         loop = asyncio.get_running_loop()
         numbers = itertools.count()
-        async for image in _as_async(frames):
+        source = _as_async(frames)
+        while True:
             await self._room.acquire()
+            image = await anext(source, None)
+            if image is None:
+                break
             frame_id = next(numbers)
-            request, span = self._prepare(frame_id, image)
+            try:
+                request, span = self._prepare(frame_id, image)
+            except MeshError as error:
+                self._out.put_nowait(FrameFailure(frame_id, error))
+                continue
             timer = loop.call_later(self._give_up_s, self._give_up, frame_id)
             self._pending[frame_id] = _Pending(request, span, timer)
             self._unsent.append(frame_id)
@@ -162,20 +172,31 @@ class CameraStream:
             call.cancel()
 
     async def _write(self, call: Any) -> None:
-        while True:
-            self._wake.clear()
-            while self._unsent and len(self._sent) < self._credit:
-                frame_id = self._unsent.popleft()
-                pending = self._pending.get(frame_id)
-                if pending is not None:
-                    self._sent.add(frame_id)
-                    await call.write(pb.StreamInferRequest(frame=pending.request))
-            await self._wake.wait()
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the reader reports how the stream ended
+            while True:
+                self._wake.clear()
+                while self._unsent and len(self._sent) < self._credit:
+                    frame_id = self._unsent.popleft()
+                    pending = self._pending.get(frame_id)
+                    if pending is not None and self._fits(frame_id, pending.request):
+                        self._sent.add(frame_id)
+                        await call.write(pb.StreamInferRequest(frame=pending.request))
+                await self._wake.wait()
+
+    def _fits(self, frame_id: int, request: pb.InferRequest) -> bool:
+        """False, and the frame has failed, when the head would not take it: far too large a message ends the stream."""
+        size = len(request.image) or len(request.tensor.data)
+        if size <= self._max_frame_bytes:
+            return True
+        problem = f"the frame has {size} bytes; the head takes at most {self._max_frame_bytes}"
+        self._settle(frame_id, FrameFailure(frame_id, MeshError(Reason.FRAME_TOO_LARGE, problem)))
+        return False
 
     def _receive(self, message: pb.StreamInferResponse) -> None:
         kind = message.WhichOneof("message")
         if kind == "accepted":
             self._credit = min(self._window, message.accepted.credit)
+            self._max_frame_bytes = message.accepted.max_frame_bytes
             self._wake.set()
         elif kind == "result":
             self._settle(message.result.frame_id, answer_from_message(message.result))

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,8 +118,9 @@ class Mesh:
             window=window,
             give_up_s=give_up_s,
         )
-        async for outcome in stream.run(frames):
-            yield outcome
+        async with aclosing(stream.run(frames)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     def _request(
         self, frame_id: int, content: bytes | Array, camera: str, deadline_ms: int | None

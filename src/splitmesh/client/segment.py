@@ -117,7 +117,8 @@ class _TailStream:
 
     async def _converse(self) -> None:
         """One life of the stream; returns or raises when it is over."""
-        call = self._stub.Run()
+        # Waiting for the connection inside the call: the stream opens as soon as the tail is back, not one back-off later.
+        call = self._stub.Run(wait_for_ready=True)
         writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(ACCEPT_TIMEOUT_S):

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -71,14 +71,16 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
 
     def _around(self, behaviour: Behaviour, method: str, deadline_s: float | None) -> Behaviour:
         if inspect.isasyncgenfunction(behaviour):
-
-            async def generator(request: Any, context: Context) -> AsyncIterator[Any]:
+            # A coroutine, not a generator: grpc drops a generator whose write was cancelled without closing it, so that
+            # what its `finally` gives back (a place, an open stream) would wait for the garbage collector.
+            async def responses(request: Any, context: Context) -> None:
                 async with AsyncExitStack() as stack:
                     await self._enter(stack, method, context, deadline_s)
-                    async for response in behaviour(request, context):
-                        yield response
+                    async with aclosing(behaviour(request, context)) as answers:
+                        async for response in answers:
+                            await context.write(response)
 
-            return generator
+            return responses
 
         async def coroutine(request: Any, context: Context) -> Any:
             async with AsyncExitStack() as stack:
@@ -121,7 +123,9 @@ async def _errors(context: Context, method: str) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _deadline(seconds: float) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds) as ours:
             yield
     except TimeoutError as error:
+        if not ours.expired():
+            raise
         raise MeshError(Reason.DEADLINE_EXPIRED, f"not done within the server's default of {seconds} s") from error

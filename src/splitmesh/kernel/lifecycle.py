@@ -136,6 +136,8 @@ class Host:
         self._stop_steps.append(channels.close)
         health = HealthControl()
         app = self._build(Kernel(telemetry, channels, health))
+        for binding in app.bindings:
+            await health.set(binding.name, False)
         for part in app.parts:
             self._stop_steps.append(part.stop)
             await part.start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -67,11 +67,11 @@ class FrameStream(Generic[Item, Response]):
         self._out: asyncio.Queue[Response | None] = asyncio.Queue(maxsize=2 * credit)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, items: AsyncIterator[Item]) -> AsyncIterator[Response]:
+    async def serve(self, items: AsyncIterator[Item]) -> AsyncGenerator[Response]:
         """Responses as they become ready; ends with ``items``, or at a drain, after everything taken was answered.
 
         A frame above the credit is refused with QUEUE_FULL. At a drain NOT_READY is raised at the end, so that the
-        client sends what was not answered elsewhere.
+        client sends what was not answered elsewhere; likewise what ``items`` raised.
         """
         self._drain.enter()
         reading = asyncio.create_task(self._read(items))
@@ -81,14 +81,27 @@ class FrameStream(Generic[Item, Response]):
             await reading
         finally:
             # Also on the client's cancellation: nobody waits for these answers any more.
+            self._drain.leave()
             for task in [reading, *self._tasks]:
                 task.cancel()
+            # A second cancellation may come here (grpc's own, at a broken connection): nothing may depend on what follows.
             await asyncio.gather(reading, *self._tasks, return_exceptions=True)
-            self._drain.leave()
         if self._drain.begun.is_set():
             raise MeshError(Reason.NOT_READY, "this node is shutting down", retry_after_s=0.5)
 
     async def _read(self, items: AsyncIterator[Item]) -> None:
+        failure: Exception | None = None
+        try:
+            await self._take(items)
+        except Exception as error:
+            failure = error
+        # Not reached when cancelled: nobody takes from the queue then, and a full one would hold us for ever.
+        await asyncio.gather(*self._tasks)
+        await self._out.put(None)
+        if failure is not None:
+            raise failure
+
+    async def _take(self, items: AsyncIterator[Item]) -> None:
         draining = asyncio.create_task(self._drain.begun.wait())
         try:
             while (item := await _next_or_none(items, draining)) is not None:
@@ -103,10 +116,8 @@ class FrameStream(Generic[Item, Response]):
                 task = asyncio.create_task(self._run(item))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            await asyncio.gather(*self._tasks)
         finally:
             draining.cancel()
-            await self._out.put(None)
 
     async def _run(self, item: Item) -> None:
         try:
@@ -123,10 +134,11 @@ class FrameStream(Generic[Item, Response]):
 async def _next_or_none(items: AsyncIterator[Item], draining: asyncio.Task[bool]) -> Item | None:
     """The next item; None at the end of the stream or when draining begins."""
     following = asyncio.ensure_future(anext(items, None))
-    done, _ = await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
-    if following in done:
-        return following.result()
-    following.cancel()
-    with suppress(asyncio.CancelledError):
-        await following
-    return None
+    try:
+        await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            return following.result()
+        return None
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)

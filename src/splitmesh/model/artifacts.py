@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from splitmesh.errors import field_error
+from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.cuts import resolve_cut
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import DEFAULT_LIMITS, ModelLimits, load_model
 from splitmesh.model.manifest import HEAD, MANIFEST, TAIL, WHOLE, Manifest, SegmentInfo, SplitInfo, TensorInfo
 from splitmesh.model.preprocess import Preprocess
+from splitmesh.model.quantize import calibrate, quantise_cut
 from splitmesh.model.split import split_model
 from splitmesh.model.verify import random_inputs, verify_split
 from splitmesh.tensor.spec import Array
@@ -76,6 +77,28 @@ def _require_labels(graph: Graph, labels: Sequence[str]) -> None:
         raise field_error("labels", f"{len(labels)} labels, but the outputs have {classes} classes")
     if len(set(labels)) != len(labels) or len(labels) == 1:
         raise field_error("labels", "give at least 2 labels, all different, or none")
+
+
+def quantise_split(
+    manifest: Manifest, artifacts: Mapping[str, bytes], feeds: Sequence[Mapping[str, Array]]
+) -> tuple[Manifest, dict[str, bytes]]:
+    """A split whose cut crosses as 8 bits, one scale per channel; ranges come from ``feeds``, typical inputs.
+
+    The manifest's verification then says how far head + tail are from the whole on these inputs; nothing is refused.
+    MeshError MODEL_INCOMPLETE without a split, and what calibrating and quantising raise.
+    """
+    if manifest.split is None:
+        raise MeshError(Reason.MODEL_INCOMPLETE, "there is no split to quantise")
+    head, tail = load_model(artifacts[HEAD]), load_model(artifacts[TAIL])
+    head, tail, quantisation = quantise_cut(head, tail, calibrate(artifacts[HEAD], feeds))
+    made = {
+        **artifacts,
+        HEAD: head.SerializeToString(deterministic=True),
+        TAIL: tail.SerializeToString(deterministic=True),
+    }
+    verification = verify_split(artifacts[WHOLE], made[HEAD], made[TAIL], feeds, None)
+    split = manifest.split.rounded(quantisation).model_copy(update={"verification": verification})
+    return manifest.model_copy(update={"split": split}), made
 
 
 def tensor_infos(graph: Graph, names: Sequence[str]) -> tuple[TensorInfo, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +18,31 @@ from numpy.typing import NDArray
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.classes import as_probabilities
 from splitmesh.model.cuts import Cut, list_cuts
-from splitmesh.model.exits import choose_feature, fit_exit, pool
+from splitmesh.model.exits import choose_feature, fit_exit
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
+from splitmesh.model.pooling import choose_grid, pool
 from splitmesh.model.profile_data import QUANTISED_CODEC, CutProfile, Profile
 from splitmesh.model.threshold import choose_threshold
 from splitmesh.model.wire_cost import tapped
 from splitmesh.runtime import open_session
 from splitmesh.tensor.spec import Array
 
-MAX_TRIALS = 10
+MAX_TRIALS = 8
 """Cuts at which an exit is tried."""
 TRIAL_L2 = 0.01
 """Weight penalty of a trial; choosing it per cut would take six fits."""
 
 Floats = NDArray[np.float64]
+Tensors = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What an exit reads."""
+
+    tensor: str
+    grid: int
 
 
 def with_escalation(
@@ -40,6 +51,7 @@ def with_escalation(
     batches: Iterable[Mapping[str, Array]],
     class_output: str,
     *,
+    samples: int,
     max_disagreement: float,
     delta: float,
     budget_s: float,
@@ -52,6 +64,7 @@ def with_escalation(
         whole: the serialised model.
         batches: calibration inputs, not seen in training for an honest share.
         class_output: the model's output with one score per class.
+        samples: how many there are in ``batches``.
         max_disagreement: tolerated share of samples on which an exit answers and differs from the whole model.
         delta: probability that the bound is wrong.
         budget_s: no further trial begins after this many seconds.
@@ -63,13 +76,15 @@ def with_escalation(
     graph = Graph(load_model(whole))
     by_name = {cut.tensors: cut for cut in list_cuts(graph)}
     trials = [by_name[entry.tensors] for entry in worth_an_exit(profile.cuts) if entry.tensors in by_name]
-    features, answers = _features(graph, trials, batches, class_output, profile.threads)
-    shares: dict[tuple[str, ...], float] = {}
-    for cut, pooled in features.items():
+    sources = _sources(trials, samples)
+    features, answers = _features(graph, trials, sources, batches, class_output, profile.threads)
+    shares: dict[Tensors, float] = {}
+    # From the deepest cut on: late exits fit fastest, and a budget that runs out spends nothing on the shallowest.
+    for cut, pooled in reversed(features.items()):
         if clock() - begun > budget_s:
             break
         try:
-            fitted = fit_exit(pooled, answers, l2=TRIAL_L2)
+            fitted = fit_exit(pooled, answers, grid=sources[cut].grid, l2=TRIAL_L2)
         except MeshError as error:
             if error.reason is Reason.CALIBRATION_INSUFFICIENT:
                 return profile
@@ -96,26 +111,38 @@ def worth_an_exit(cuts: Sequence[CutProfile]) -> list[CutProfile]:
     return [front[round(index)] for index in np.linspace(0, len(front) - 1, MAX_TRIALS)]
 
 
-def _features(
-    graph: Graph, cuts: Sequence[Cut], batches: Iterable[Mapping[str, Array]], class_output: str, threads: int
-) -> tuple[dict[tuple[str, ...], Floats], Floats]:
-    """Pooled features of every cut ``[n, features]`` and the model's answers ``[n, classes]``, in one pass."""
-    names: dict[tuple[str, ...], str] = {}
+def _sources(cuts: Sequence[Cut], samples: int) -> dict[Tensors, _Source]:
+    """What an exit would read at each cut; a cut without a float tensor that fits has none."""
+    sources: dict[Tensors, _Source] = {}
     for cut in cuts:
         try:
-            names[cut.tensors] = choose_feature(cut.specs).name
+            spec = choose_feature(cut.specs)
         except MeshError as error:
             if error.reason is not Reason.CUT_INVALID:
                 raise
-    pooled: dict[tuple[str, ...], list[Floats]] = {tensors: [] for tensors in names}
+            continue
+        sources[cut.tensors] = _Source(spec.name, choose_grid(spec, samples))
+    return sources
+
+
+def _features(
+    graph: Graph,
+    cuts: Sequence[Cut],
+    sources: Mapping[Tensors, _Source],
+    batches: Iterable[Mapping[str, Array]],
+    class_output: str,
+    threads: int,
+) -> tuple[dict[Tensors, Floats], Floats]:
+    """Pooled features of every cut ``[n, features]`` and the model's answers ``[n, classes]``, in one pass."""
+    pooled: dict[Tensors, list[Floats]] = {tensors: [] for tensors in sources}
     answers: list[Floats] = []
-    model = tapped(graph.model, [cut for cut in cuts if cut.tensors in names]).SerializeToString()
+    model = tapped(graph.model, [cut for cut in cuts if cut.tensors in sources]).SerializeToString()
     with closing(open_session(model, threads=threads)) as session:
         for batch in batches:
             outputs = session.run(batch)
             answers.append(as_probabilities(outputs[class_output]))
-            for tensors, name in names.items():
-                pooled[tensors].append(pool(outputs[name]))
+            for tensors, source in sources.items():
+                pooled[tensors].append(pool(outputs[source.tensor], source.grid))
     if not answers:
         return {}, np.empty((0, 0))
     return {tensors: np.concatenate(parts) for tensors, parts in pooled.items()}, np.concatenate(answers)

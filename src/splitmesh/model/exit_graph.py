@@ -14,7 +14,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.edit import FLOAT_TYPES, Names, opset_of, value_info
-from splitmesh.model.exits import STD_EPSILON, FittedExit, pooled_axes
+from splitmesh.model.exits import FittedExit
+from splitmesh.model.pooling import CELL_AXES, STATISTICS, STD_EPSILON, pooled_axes
 
 EXIT_OUTPUT = "exit_probabilities"
 
@@ -43,7 +44,8 @@ def attach_exit(head: ModelProto, feature_tensor: str, fitted: FittedExit, outpu
     if output in names:
         raise field_error("output", f"{output!r} is already the name of something in the head")
     dims = tensor_type.shape.dim
-    pooled = _expected_features([dim.dim_value if dim.HasField("dim_value") else None for dim in dims], feature_tensor)
+    shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+    pooled = _expected_features(shape, fitted.grid, feature_tensor)
     if pooled is not None and pooled != len(fitted.mean):
         raise MeshError(
             Reason.TENSOR_SHAPE_MISMATCH,
@@ -57,6 +59,8 @@ def attach_exit(head: ModelProto, feature_tensor: str, fitted: FittedExit, outpu
     if tensor_type.elem_type != TensorProto.FLOAT:
         source = writer.node("Cast", [source], to=TensorProto.FLOAT)
     axes = pooled_axes(len(dims))
+    if axes and fitted.grid > 1:
+        source, axes = writer.cells(source, shape, fitted.grid), CELL_AXES
     features = writer.pooled(source, axes) if axes else source
     logits = writer.node("Gemm", [features, writer.constant("weights", weights), writer.constant("bias", bias)])
     writer.node("Softmax", [logits], output=output, axis=1)
@@ -67,11 +71,14 @@ def attach_exit(head: ModelProto, feature_tensor: str, fitted: FittedExit, outpu
     return result
 
 
-def _expected_features(shape: list[int | None], tensor: str) -> int | None:
+def _expected_features(shape: list[int | None], grid: int, tensor: str) -> int | None:
+    """Numbers per sample after pooling; None when the channels are unknown."""
     if not pooled_axes(len(shape)):
         return shape[1]
+    if grid > 1 and (len(shape) != 4 or any(dim is None or dim % grid for dim in shape[2:]) or shape[1] is None):
+        raise MeshError(Reason.TENSOR_SHAPE_MISMATCH, f"{tensor!r} has no {grid} x {grid} cells of one size: {shape}")
     channels = shape[2] if len(shape) == 3 else shape[1]
-    return None if channels is None else 3 * channels
+    return None if channels is None else STATISTICS * channels * grid * grid
 
 
 def _folded(fitted: FittedExit) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -106,6 +113,13 @@ class _Writer:
             along = self.constant("axes", np.asarray(axes, dtype=np.int64))
             return self.node(operator, [source, along], keepdims=1)
         return self.node(operator, [source], axes=list(axes), keepdims=1)
+
+    def cells(self, source: str, shape: list[int | None], grid: int) -> str:
+        """``[batch, channels, height, width]`` as ``[batch, channels, grid, height / grid, grid, width / grid]``."""
+        channels, height, width = (dim or 0 for dim in shape[1:])
+        # 0 keeps the batch, whatever it is
+        target = np.asarray([0, channels, grid, height // grid, grid, width // grid], dtype=np.int64)
+        return self.node("Reshape", [source, self.constant("cells", target)])
 
     def pooled(self, source: str, axes: tuple[int, ...]) -> str:
         """Mean, maximum and deviation, each flattened to ``[batch, channels]``, side by side."""

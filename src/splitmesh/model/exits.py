@@ -17,6 +17,7 @@ from scipy.special import log_softmax, softmax
 
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.gate import confidence
+from splitmesh.model.pooling import pool
 from splitmesh.tensor.spec import Array, TensorSpec, require_finite
 
 Floats = NDArray[np.float64]
@@ -30,14 +31,8 @@ MIN_HOLDOUT_SAMPLES = 10
 VALIDATION_SHARE = 0.2
 """Part of the samples outside the hold-out that chooses ``l2`` and the temperature."""
 
-STD_EPSILON = 1e-8
-"""Under the square root of the pooled standard deviation, where its slope is infinite at 0."""
-
 L2_GRID = tuple(float(value) for value in np.geomspace(10.0, 1e-4, 6))
 """Weight penalties tried, strongest first, so that each fit starts from a simpler one."""
-
-POOL_ROWS = 64
-"""Samples pooled at once: a whole calibration set in float64 would take gigabytes."""
 
 MAX_ITERATIONS = 300
 LOG_TEMPERATURES = (float(np.log(0.1)), float(np.log(10.0)))
@@ -48,7 +43,7 @@ _CONSTANT = 1e-5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedExit:
-    """A fitted exit: softmax(((pool(x) - mean) / scale) @ weights + bias) / temperature), and how well it does."""
+    """A fitted exit: softmax(((pool(x, grid) - mean) / scale) @ weights + bias) / temperature), and how well it does."""
 
     weights: Floats
     """``[pooled features, classes]``, for standardised features."""
@@ -59,6 +54,8 @@ class FittedExit:
     scale: Floats
     """``[pooled features]``, greater than 0."""
     temperature: float
+    grid: int
+    """Cells per side that the features were pooled in; see ``pooling.pool``."""
     l2: float
     """The weight penalty used."""
     fit_indices: Indices
@@ -87,36 +84,9 @@ class FittedExit:
 
     def predict(self, features: Array) -> Floats:
         """Class probabilities ``[n, classes]`` of features ``[n, ...]``: the reference for the graph."""
-        standard = (pool(features) - self.mean) / self.scale
+        standard = (pool(features, self.grid) - self.mean) / self.scale
         probabilities: Floats = softmax((standard @ self.weights + self.bias) / self.temperature, axis=1)
         return probabilities
-
-
-def pool(features: Array) -> Floats:
-    """Mean, maximum and standard deviation per channel, side by side: ``[n, 3 * channels]``.
-
-    Over axes 2 and 3 of ``[n, channels, height, width]``, over axis 1 of tokens ``[n, tokens, channels]``;
-    ``[n, features]`` stays as it is. MeshError CUT_INVALID for other ranks.
-    """
-    if features.ndim == 2:
-        return features.astype(np.float64)
-    axes = pooled_axes(features.ndim)
-    parts = [_pooled(features[row : row + POOL_ROWS], axes) for row in range(0, max(len(features), 1), POOL_ROWS)]
-    return np.concatenate(parts)
-
-
-def _pooled(features: Array, axes: tuple[int, ...]) -> Floats:
-    wide = features.astype(np.float64)
-    deviation = np.sqrt(wide.var(axis=axes) + STD_EPSILON)
-    return np.concatenate([wide.mean(axis=axes), wide.max(axis=axes), deviation], axis=1)
-
-
-def pooled_axes(rank: int) -> tuple[int, ...]:
-    """The axes an exit pools over; empty for rank 2. MeshError CUT_INVALID when the rank is not 2, 3 or 4."""
-    try:
-        return {2: (), 3: (1,), 4: (2, 3)}[rank]
-    except KeyError:
-        raise MeshError(Reason.CUT_INVALID, f"an exit reads tensors of rank 2, 3 or 4, not {rank}") from None
 
 
 def choose_feature(specs: Sequence[TensorSpec]) -> TensorSpec:
@@ -137,16 +107,18 @@ def fit_exit(
     *,
     holdout: float = 0.3,
     seed: int = 0,
+    grid: int = 1,
     l2: float | None = None,
     groups: ArrayLike | None = None,
 ) -> FittedExit:
     """Fit an exit to the whole model's soft answers.
 
     Args:
-        features: ``[n, ...]`` of one cut tensor, or already pooled ``[n, 3 * channels]``.
+        features: ``[n, ...]`` of one cut tensor, or already pooled ``[n, pooled features]``.
         whole_probabilities: ``[n, classes]``, the whole model's, summing to 1.
         holdout: share of the samples kept apart for the evaluation, 0..1.
         seed: of the division into fit, validation and hold-out; the same seed gives the same exit.
+        grid: cells per side that the features are, or were, pooled in.
         l2: weight penalty; None: chosen on the validation samples.
         groups: ``[n]``; samples with the same value (pictures of one unit) stay in the same part.
 
@@ -172,7 +144,7 @@ def fit_exit(
             f"the whole model gives class {classes[fit][0]} for all {len(fit)} samples of the fit: "
             "an exit cannot learn what another class looks like",
         )
-    pooled = pool(features)
+    pooled = pool(features, grid)
     mean, scale = _standardisation(pooled[fit])
     standard = (pooled - mean) / scale
     candidates = L2_GRID if l2 is None else (l2,)
@@ -191,6 +163,7 @@ def fit_exit(
         mean=mean,
         scale=scale,
         temperature=temperature,
+        grid=grid,
         l2=best_l2,
         fit_indices=fit,
         validation_indices=validation,

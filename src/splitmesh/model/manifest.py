@@ -153,6 +153,25 @@ class SplitInfo(_Model):
                 raise ValueError(f"{entry.wire_tensor!r} crosses as {wire[entry.wire_tensor].dtype}, not {entry.dtype}")
         return self
 
+    def rounded(self, quantisation: tuple[Quantisation, ...], exit_output: TensorInfo | None = None) -> SplitInfo:
+        """The same cut with these tensors crossing as 8 bits, and the head giving one more output when it has an exit."""
+        rules = {entry.tensor: entry for entry in quantisation}
+        wire = tuple(
+            TensorInfo(name=rules[info.name].wire_tensor, dtype=rules[info.name].dtype, shape=info.shape)
+            if info.name in rules
+            else info
+            for info in self.cut
+        )
+        outputs = wire if exit_output is None else (*wire, exit_output)
+        return self.model_copy(
+            update={
+                "wire": wire,
+                "head": self.head.model_copy(update={"outputs": outputs}),
+                "tail": self.tail.model_copy(update={"inputs": wire}),
+                "quantisation": quantisation,
+            }
+        )
+
 
 class ExitInfo(_Model):
     """The small classifier on the head's features."""

@@ -45,8 +45,13 @@ class CalibrationOutcomes(BaseModel):
         return self
 
     @classmethod
-    def of(cls, confidences: Sequence[float] | NDArray[np.float64], agrees: Sequence[bool] | NDArray[np.bool_],
-           *, seed: int) -> CalibrationOutcomes:
+    def of(
+        cls,
+        confidences: Sequence[float] | NDArray[np.float64],
+        agrees: Sequence[bool] | NDArray[np.bool_],
+        *,
+        seed: int,
+    ) -> CalibrationOutcomes:
         """From arrays; NaN becomes null."""
         values = tuple(None if np.isnan(value) else float(value) for value in confidences)
         return cls(n=len(values), confidences=values, agrees=tuple(bool(value) for value in agrees), seed=seed)

@@ -76,9 +76,7 @@ class Preprocess(BaseModel):
         """uint8 ``[n, height, width, channels]`` to float32 ``[n, channels, height, width]``, contiguous."""
         expected = (self.height, self.width, self.channels)
         if pixels.ndim != 4 or pixels.shape[1:] != expected:
-            raise MeshError(
-                Reason.TENSOR_SHAPE_MISMATCH, f"pixels have shape {pixels.shape}, expected (n, {expected})"
-            )
+            raise MeshError(Reason.TENSOR_SHAPE_MISMATCH, f"pixels have shape {pixels.shape}, expected (n, {expected})")
         mean = np.asarray(self.mean, dtype=np.float32) * np.float32(255)
         scale = np.float32(1) / (np.asarray(self.std, dtype=np.float32) * np.float32(255))
         planes = pixels.transpose(0, 3, 1, 2).astype(np.float32)
