@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from splitmesh.kernel.config import ServiceSettings, data_dir_default
 
@@ -42,6 +42,13 @@ class HeadSettings(ServiceSettings):
     """How long a new version waits for a tail to accept it before the head switches to it all the same, seconds."""
     report_interval_s: float = Field(default=1.0, gt=0)
     """Time between two reports of outcomes to the router, seconds."""
+
+    @field_validator("models")
+    @classmethod
+    def _some_model(cls, models: str) -> str:
+        if not models.replace(",", " ").strip():
+            raise ValueError("names no model")
+        return models
 
     def model_names(self) -> list[str]:
         """`models` as a list."""

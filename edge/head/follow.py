@@ -86,8 +86,12 @@ class ModelFollower:
             try:
                 await self._activate(wanted, wait_for_tail=True)
                 await self._cache.remember(wanted, self._note)
-            except MeshError as error:
-                log.warning("%s version %d cannot be used yet: %s", wanted.model, wanted.version, error)
+            except Exception as error:
+                # Whatever it is (a full disk, an artefact that nobody foresaw): the head goes on with what it has.
+                unforeseen = not isinstance(error, MeshError)
+                log.warning(
+                    "%s version %d cannot be used yet: %s", wanted.model, wanted.version, error, exc_info=unforeseen
+                )
                 asyncio.get_running_loop().call_later(RETRY_S, self._changed.set)
 
     async def _activate(self, version: VersionInfo, *, wait_for_tail: bool) -> None:
@@ -105,11 +109,12 @@ class ModelFollower:
             link = SegmentLink(
                 self._channels, version.model, version.version, self._settings.node, service=self._settings.tail_service
             )
-            await link.start()
         fresh = ActiveModel(version, manifest, session, link)
-        self._set_gate(fresh, *await asyncio.to_thread(self._read_policy, version.version))
-        if wait_for_tail and link is not None and not await link.wait_accepted(self._settings.switch_wait_s):
-            log.warning("no tail accepts %s version %d; switching all the same", version.model, version.version)
+        try:
+            await self._prepare(fresh, wait_for_tail=wait_for_tail)
+        except BaseException:
+            await fresh.retire()
+            raise
         old, self.active = self.active, fresh
         log.info("%s version %d is active", version.model, version.version)
         await self._on_active()
@@ -122,11 +127,26 @@ class ModelFollower:
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
 
+    async def _prepare(self, fresh: ActiveModel, *, wait_for_tail: bool) -> None:
+        """The last known policy, and streams to the tails."""
+        self._set_gate(fresh, *await asyncio.to_thread(self._read_policy, fresh.info.version))
+        if fresh.link is None:
+            return
+        await fresh.link.start()
+        if wait_for_tail and not await fresh.link.wait_accepted(self._settings.switch_wait_s):
+            log.warning("no tail accepts %s version %d; switching all the same", self._model, fresh.info.version)
+
     async def _follow_policy(self, active: ActiveModel) -> None:
         version = active.info.version
-        async for policy in self._routing.watch_policy(self._model, version, self._settings.node):
-            self._set_gate(active, policy.revision, policy.threshold)
-            await asyncio.to_thread(self._write_policy, version, policy.revision, policy.threshold)
+        try:
+            async for policy in self._routing.watch_policy(self._model, version, self._settings.node):
+                self._set_gate(active, policy.revision, policy.threshold)
+                try:
+                    await asyncio.to_thread(self._write_policy, version, policy.revision, policy.threshold)
+                except OSError as error:
+                    log.warning("the policy is in force but not kept for a restart: %s", error)
+        except MeshError as error:
+            log.warning("%s version %d follows no policy any more: %s", self._model, version, error)
 
     def _set_gate(self, active: ActiveModel, revision: int, threshold: float) -> None:
         if revision >= active.policy_revision:

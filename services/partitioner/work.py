@@ -15,7 +15,7 @@ from splitmesh.model.profile import MAX_SAMPLES, profile_cuts
 from splitmesh.tensor.spec import DTYPES, Array
 
 TRIAL_BATCH = 16
-MAX_TRIAL_SAMPLES = 1000
+MAX_TRIAL_SAMPLES = 2000
 """Calibration samples on which exits are tried."""
 
 VERIFY_BATCHES = (1, 2, 5, 8, 8, 8)

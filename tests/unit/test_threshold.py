@@ -35,11 +35,12 @@ def test_the_promise_is_broken_no_more_often_than_delta() -> None:
     assert np.median([choice.coverage for choice in choices]) > 0.25
 
 
-def test_the_chosen_threshold_is_the_lowest_of_the_grid_within_the_bound() -> None:
+def test_the_chosen_threshold_is_the_least_confidence_that_exits_within_the_bound() -> None:
     scores, agrees = _draw(np.random.default_rng(1), 1000)
     choice = choose_threshold(scores, agrees, max_disagreement=0.05, delta=0.05)
-    position = int(np.flatnonzero(choice.threshold == GRID)[0])
-    below = GRID[position + 1]
+    assert choice.threshold in scores
+    allowed = GRID[choice.threshold >= GRID][0]
+    below = GRID[np.flatnonzero(allowed == GRID)[0] + 1]
     assert choice.bound <= 0.05
     assert risk_bound(int(((scores >= below) & ~agrees).sum()), 1000, 0.05) > 0.05
     assert choice.accepted == int((scores >= choice.threshold).sum())
@@ -49,7 +50,12 @@ def test_the_chosen_threshold_is_the_lowest_of_the_grid_within_the_bound() -> No
 
 def test_when_everything_agrees_everything_exits() -> None:
     choice = choose_threshold(np.linspace(0.1, 1, 500), np.ones(500, bool), max_disagreement=0.01, delta=0.05)
-    assert (choice.threshold, choice.coverage, choice.disagreements) == (0.0, 1.0, 0)
+    assert (choice.coverage, choice.disagreements) == (1.0, 0)
+
+
+def test_a_sample_less_sure_than_all_of_the_calibration_does_not_exit() -> None:
+    choice = choose_threshold(np.linspace(0.6, 1, 500), np.ones(500, bool), max_disagreement=0.01, delta=0.05)
+    assert choice.threshold == 0.6
 
 
 @pytest.mark.parametrize(("alpha", "delta"), [(0.01, 0.05), (0.005, 0.1), (0.2, 0.5)])
@@ -58,7 +64,7 @@ def test_too_few_samples_escalate_everything_and_the_reason_says_how_many_it_tak
     few = choose_threshold(np.ones(needed - 1), np.ones(needed - 1), max_disagreement=alpha, delta=delta)
     assert few.threshold == ESCALATE_ALL
     assert f"at least {needed}" in few.reason
-    assert choose_threshold(np.ones(needed), np.ones(needed), max_disagreement=alpha, delta=delta).threshold == 0.0
+    assert choose_threshold(np.ones(needed), np.ones(needed), max_disagreement=alpha, delta=delta).coverage == 1.0
 
 
 def test_no_samples_escalate_everything() -> None:

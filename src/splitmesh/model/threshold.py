@@ -64,7 +64,9 @@ def samples_needed(max_disagreement: float, delta: float) -> int:
 def choose_threshold(
     confidences: ArrayLike, agrees: ArrayLike, *, max_disagreement: float, delta: float
 ) -> ThresholdChoice:
-    """The lowest threshold of ``GRID`` whose risk is at most ``max_disagreement`` with probability 1 - ``delta``.
+    """A threshold whose risk is at most ``max_disagreement`` with probability 1 - ``delta``, as low as can be.
+
+    The lowest of ``GRID`` that keeps the promise, raised to the least confidence among the samples that exit there.
 
     ``confidences`` [n]: the exit's, NaN where it gave none (never accepted, still one of the n). ``agrees`` [n]:
     whether its answer was the whole model's. Both from samples that the exit was not fitted to. Too little data is an
@@ -91,9 +93,13 @@ def choose_threshold(
     if passed == 0:
         return _escalate(n, f"even answers of confidence 1 disagree more often than {max_disagreement:g} allows")
     best, disagreements = float(GRID[passed - 1]), int(wrong[passed - 1])
-    accepted = int(np.count_nonzero(scores >= best))
+    exiting = scores[scores >= best]
+    accepted = len(exiting)
     if accepted == 0:
         return _escalate(n, f"at the lowest threshold that keeps the promise ({best:.6g}) no calibration sample exits")
+    # Raised to the least confidence that was seen to exit: the risk only falls, and a sample less sure than all of the
+    # calibration escalates.
+    best = float(exiting.min())
     bound = risk_bound(disagreements, n, delta)
     return ThresholdChoice(
         threshold=best,
