@@ -39,7 +39,7 @@ test: $(VENV)/.dev.installed ## All tests: make test [ARGS="-k plan --mesh=proce
 check: $(VENV)/.dev.installed ## What CI checks beside the tests: lint, format, types, imports, stubs
 	$(IN_VENV)/python -m ruff check .
 	$(IN_VENV)/python -m ruff format --check .
-	$(IN_VENV)/python -m mypy --strict $(TYPED)
+	$(IN_VENV)/python -m mypy $(TYPED)
 	$(IN_VENV)/lint-imports
 	$(IN_VENV)/python tools/generate_stubs.py --check
 

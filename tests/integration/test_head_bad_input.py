@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ from splitmesh.api.inference.v1 import inference_pb2_grpc
 from splitmesh.api.tensor.v1 import tensor_pb2
 from splitmesh.client import MeshError, Reason
 from splitmesh.kernel.channels import mesh_errors, open_channel
-from splitmesh.kernel.errors import ended_stream_error
 from splitmesh.kernel.tensors import tensor_to_message
 from tests.support.models import EASY, EASY_LABEL, SIDE, picture
-from tests.support.wire import WAIT_S, bomb_png, frame_error, image_frame, infer_stream
+from tests.support.wire import WAIT_S, Raw, bomb_png, frame_error, image_frame, infer_stream
 from tests.support.worlds import World, world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -166,11 +164,12 @@ async def test_bytes_that_are_no_message_end_the_call_and_not_the_head(head: Hea
         with pytest.raises(MeshError):
             async with mesh_errors():
                 await call(b"\xff\xff\xff\xff", timeout=WAIT_S)
-        stream = channel.stream_stream("/splitmesh.api.inference.v1.InferenceService/StreamInfer")()
-        await stream.write(b"\xff\xff\xff\xff")
-        async with asyncio.timeout(WAIT_S):
-            await stream.code()
-            assert (await ended_stream_error(stream, "the head")).reason is not None
+        raw = Raw(channel.stream_stream("/splitmesh.api.inference.v1.InferenceService/StreamInfer")())
+        assert await raw.read()
+        await raw.write(b"\xff\xff\xff\xff")
+        with pytest.raises(MeshError) as caught:
+            await raw.read()
+        assert caught.value.reason is Reason.PROTOCOL_VIOLATION
     await head.infer(pb.InferRequest(image=picture(EASY)))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 
 from splitmesh.api.inference.v1 import inference_pb2, inference_pb2_grpc
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
@@ -22,6 +23,8 @@ from splitmesh.kernel.tensors import header_to_message
 from splitmesh.tensor import Frame, chunks, pack
 from splitmesh.tensor.spec import Array
 from tests.support.models import CUT, HARD, features
+
+_GREY = 1
 
 WAIT_S = 20.0
 
@@ -138,3 +141,34 @@ def scores(message: segment_pb2.RunResponse) -> Array:
 def image_frame(image: bytes, frame_id: int = 0, **fields: Any) -> inference_pb2.StreamInferRequest:
     """A picture as a stream's message."""
     return inference_pb2.StreamInferRequest(frame=inference_pb2.InferRequest(image=image, frame_id=frame_id, **fields))
+
+
+async def refusal(raw: Raw, messages: list[segment_pb2.RunRequest]) -> MeshError:
+    """The error a frame gets; checks that a good one after it is answered."""
+    await send(raw, messages)
+    frame_id, error = frame_error(await raw.read())
+    assert frame_id == messages[0].frame.frame_id
+    await assert_alive(raw)
+    return error
+
+
+async def assert_alive(raw: Raw) -> None:
+    await send(raw, frame_messages(packed(HARD), 1000))
+    response = await raw.read()
+    assert response.result.frame_id == 1000
+    assert np.argmax(scores(response)) == _GREY
+
+
+async def ended(raw: Raw) -> MeshError:
+    """The error that ends a stream."""
+    with pytest.raises(MeshError) as caught:
+        while True:
+            await raw.read()
+    return caught.value
+
+
+async def opening_error(address: str, model: str, version: int) -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        async with run_stream(address, model, version):
+            pass
+    return caught.value

@@ -40,8 +40,8 @@ MODEL = "parts"
 NO_EXIT = "no-exit"
 WHOLE_ONLY = "whole-only"
 BIG = "big"
-BIG_SIDE = 384
-"""Side of the pictures of `big`, whose features take 1.13 MiB and so travel in chunks."""
+BIG_SIDE = 544
+"""Side of the pictures of `big`, whose features take 2.3 MiB and so travel in three chunks."""
 WAIT_S = 20.0
 
 SERVICES: dict[str, tuple[type[ServiceSettings], Build[Any]]] = {

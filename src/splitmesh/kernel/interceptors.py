@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.errors import to_grpc
@@ -114,6 +115,9 @@ async def _errors(context: Context, method: str) -> AsyncIterator[None]:
         await context.abort_with_status(to_grpc(error))
     except grpc.aio.AbortError:
         raise
+    except DecodeError:
+        # Of a stream; a single request is refused by grpc before it comes here.
+        await context.abort_with_status(to_grpc(MeshError(Reason.PROTOCOL_VIOLATION, "a message cannot be decoded")))
     except Exception:
         # The text of an unexpected exception may hold paths or data: it goes to the log, not to the caller.
         log.exception("%s failed", method)

@@ -22,6 +22,8 @@ from splitmesh.kernel.telemetry import Telemetry
 HANDSHAKE_TIMEOUT_MS = 10_000
 IDLE_CONNECTION_MS = 5 * 60 * 1000
 MIN_PING_INTERVAL_MS = 1000
+KEEPALIVE_MS = 10_000
+KEEPALIVE_TIMEOUT_MS = 5_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ def make_server(
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
+        # A client that vanished without closing holds streams and credit until it is noticed.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         # Must ship with the client's keepalive, or its pings end in GOAWAY.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),

@@ -88,8 +88,10 @@ class RegistryServiceServicer:
 
     def PushArtifact(self, request_iterator, context):
         """Uploads one artefact. First message: start. An interrupted upload is resumed from GetUpload's offset. The artefact is
-        visible only after its SHA-256 was verified and it was synced to disk. Errors: UPLOAD_OFFSET_MISMATCH,
-        UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL.
+        visible only after its SHA-256 was verified and it was synced to disk. The initial metadata "upload-accepted: 1" says
+        that content may follow; a client that waits for it sees the reason of an early refusal. Errors:
+        UPLOAD_OFFSET_MISMATCH, UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL,
+        DEADLINE_EXPIRED, PROTOCOL_VIOLATION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,8 +112,9 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateVersion(self, request, context):
-        """Makes a version of uploaded artefacts; versions never change afterwards. ONNX artefacts and the manifest are checked
-        in a child process first. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE.
+        """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
+        file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
+        MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +150,8 @@ class RegistryServiceServicer:
 
     def WatchAlias(self, request, context):
         """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-        sent the current state first.
+        sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
+        NOT_READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

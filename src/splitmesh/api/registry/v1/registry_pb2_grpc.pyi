@@ -35,16 +35,19 @@ class RegistryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     PushArtifact: _grpc.StreamUnaryMultiCallable[_registry_pb2.PushArtifactRequest, _registry_pb2.PushArtifactResponse]
     """Uploads one artefact. First message: start. An interrupted upload is resumed from GetUpload's offset. The artefact is
-    visible only after its SHA-256 was verified and it was synced to disk. Errors: UPLOAD_OFFSET_MISMATCH,
-    UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL.
+    visible only after its SHA-256 was verified and it was synced to disk. The initial metadata "upload-accepted: 1" says
+    that content may follow; a client that waits for it sees the reason of an early refusal. Errors:
+    UPLOAD_OFFSET_MISMATCH, UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL,
+    DEADLINE_EXPIRED, PROTOCOL_VIOLATION.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetUploadRequest, _registry_pb2.GetUploadResponse]
     """How far the upload of an artefact has come."""
     PullArtifact: _grpc.UnaryStreamMultiCallable[_registry_pb2.PullArtifactRequest, _registry_pb2.PullArtifactResponse]
     """Downloads one artefact from any byte. Errors: ARTIFACT_NOT_FOUND."""
     CreateVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]
-    """Makes a version of uploaded artefacts; versions never change afterwards. ONNX artefacts and the manifest are checked
-    in a child process first. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE.
+    """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
+    file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
+    MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]
     """One version, by number or alias. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
@@ -56,7 +59,8 @@ class RegistryServiceStub:
     """Points an alias at a version, atomically. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
     WatchAlias: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchAliasRequest, _registry_pb2.WatchAliasResponse]
     """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-    sent the current state first.
+    sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
+    NOT_READY.
     """
 
 @_typing.type_check_only
@@ -66,16 +70,19 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PushArtifact: _aio.StreamUnaryMultiCallable[_registry_pb2.PushArtifactRequest, _registry_pb2.PushArtifactResponse]  # type: ignore[assignment]
     """Uploads one artefact. First message: start. An interrupted upload is resumed from GetUpload's offset. The artefact is
-    visible only after its SHA-256 was verified and it was synced to disk. Errors: UPLOAD_OFFSET_MISMATCH,
-    UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL.
+    visible only after its SHA-256 was verified and it was synced to disk. The initial metadata "upload-accepted: 1" says
+    that content may follow; a client that waits for it sees the reason of an early refusal. Errors:
+    UPLOAD_OFFSET_MISMATCH, UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL,
+    DEADLINE_EXPIRED, PROTOCOL_VIOLATION.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetUploadRequest, _registry_pb2.GetUploadResponse]  # type: ignore[assignment]
     """How far the upload of an artefact has come."""
     PullArtifact: _aio.UnaryStreamMultiCallable[_registry_pb2.PullArtifactRequest, _registry_pb2.PullArtifactResponse]  # type: ignore[assignment]
     """Downloads one artefact from any byte. Errors: ARTIFACT_NOT_FOUND."""
     CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]  # type: ignore[assignment]
-    """Makes a version of uploaded artefacts; versions never change afterwards. ONNX artefacts and the manifest are checked
-    in a child process first. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE.
+    """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
+    file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
+    MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]  # type: ignore[assignment]
     """One version, by number or alias. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
@@ -87,7 +94,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Points an alias at a version, atomically. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
     WatchAlias: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchAliasRequest, _registry_pb2.WatchAliasResponse]  # type: ignore[assignment]
     """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-    sent the current state first.
+    sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
+    NOT_READY.
     """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -100,8 +108,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.PushArtifactResponse, _abc.Awaitable[_registry_pb2.PushArtifactResponse]]:
         """Uploads one artefact. First message: start. An interrupted upload is resumed from GetUpload's offset. The artefact is
-        visible only after its SHA-256 was verified and it was synced to disk. Errors: UPLOAD_OFFSET_MISMATCH,
-        UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL.
+        visible only after its SHA-256 was verified and it was synced to disk. The initial metadata "upload-accepted: 1" says
+        that content may follow; a client that waits for it sees the reason of an early refusal. Errors:
+        UPLOAD_OFFSET_MISMATCH, UPLOAD_TRUNCATED, DIGEST_MISMATCH, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL,
+        DEADLINE_EXPIRED, PROTOCOL_VIOLATION.
         """
 
     @_abc_1.abstractmethod
@@ -126,8 +136,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.CreateVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.CreateVersionResponse, _abc.Awaitable[_registry_pb2.CreateVersionResponse]]:
-        """Makes a version of uploaded artefacts; versions never change afterwards. ONNX artefacts and the manifest are checked
-        in a child process first. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE.
+        """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
+        file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
+        MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
         """
 
     @_abc_1.abstractmethod
@@ -169,7 +180,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchAliasResponse], _abc.AsyncIterator[_registry_pb2.WatchAliasResponse]]:
         """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-        sent the current state first.
+        sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
+        NOT_READY.
         """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
