@@ -112,6 +112,7 @@ class Answerer:
             async with asyncio.timeout_at(frame.expires):
                 seen = await loop.run_in_executor(self._workers, self._perceive, active, request)
         except TimeoutError as error:
+            self._outcomes.refused(active.info, Reason.DEADLINE_EXPIRED)
             raise MeshError(Reason.DEADLINE_EXPIRED, f"the head did not get to it in {deadline_ms} ms") from error
         self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=span)
         response = pb.InferResponse(

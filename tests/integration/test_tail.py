@@ -20,8 +20,10 @@ from tests.support.models import CUT, EASY, HARD, features
 from tests.support.wire import (
     WAIT_S,
     Raw,
+    assert_alive,
     frame_error,
     frame_messages,
+    opening_error,
     packed,
     run_stream,
     scores,

@@ -108,9 +108,9 @@ def exit_version(side: int = SIDE, labels: tuple[str, ...] = LABELS) -> dict[str
             }
         ).model_dump()
     )
-    sure, unsure = [0.999] * 1000, [0.8] * 1000
-    agrees = [True] * 1000 + [True, False] * 500
-    outcomes = CalibrationOutcomes.of(sure + unsure, agrees, seed=0)
+    # Confidence, and whether the whole model says the same, of 2,000 calibration samples.
+    measured = [(0.99, True)] * 1000 + [(0.8, False)] * 500 + [(0.6, True)] * 500
+    outcomes = CalibrationOutcomes.of([score for score, _ in measured], [agrees for _, agrees in measured], seed=0)
     return {
         **artifacts,
         HEAD: _with_exit(artifacts[HEAD]),

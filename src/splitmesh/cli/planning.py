@@ -74,25 +74,33 @@ def plan(
         show_json(found)
         return
     shown = found.options if all_options else found.options[:SHOWN_OPTIONS]
-    rows = [_row(rank, option) for rank, option in enumerate(shown, 1)]
-    columns = ["#", "kind", "cut", "codec", "ms", "edge", "encode", "link", "rtt", "cloud", "bytes", "fps", "refused"]
-    show_table(f"{len(found.options)} options", columns, rows)
+    refused = any(option.refused_because for option in shown)
+    columns = [
+        "#",
+        "how",
+        "ms",
+        "edge",
+        "encode",
+        "link",
+        "rtt",
+        "cloud",
+        "bytes",
+        "fps",
+        *(["refused"] if refused else []),
+    ]
+    show_table(
+        f"{len(found.options)} options", columns, [_row(rank, option, refused) for rank, option in enumerate(shown, 1)]
+    )
     print(found.why)
 
 
-def _row(rank: int, option: PlanRow) -> list[object]:
-    stages = [option.stages.get(f"{stage}_ms", 0.0) for stage in ("edge", "encode", "link", "rtt", "cloud")]
-    return [
-        rank,
-        option.kind,
-        ", ".join(option.cut),
-        option.codec,
-        option.latency_ms,
-        *stages,
-        round(option.uplink_bytes),
-        option.throughput_fps,
-        option.refused_because,
-    ]
+def _row(rank: int, option: PlanRow, refused: bool) -> list[object]:
+    stages = [round(option.stages.get(f"{stage}_ms", 0.0), 1) for stage in ("edge", "encode", "link", "rtt", "cloud")]
+    place = f" at {' + '.join(option.cut)}" if option.cut else ""
+    codec = f", {option.codec}" if option.codec else ""
+    how = option.kind.lower().replace("_", " ") + place + codec
+    row: list[object] = [rank, how, round(option.latency_ms, 1), *stages, round(option.uplink_bytes)]
+    return [*row, round(option.throughput_fps), *([option.refused_because] if refused else [])]
 
 
 def plan_file(path: Path, question: Question, *, show_progress: bool) -> PlanInfo:
