@@ -39,7 +39,7 @@ async def measure(count: int) -> None:
     with Progress(transient=True) as progress:
         task = progress.add_task("frame path", total=6)
         for link in ("loopback", "public-5g-nsa"):
-            async with deployed_mesh(PROFILES[link], frames=count) as (mesh, pictures):
+            async with deployed_mesh(PROFILES[link], frames=count, calibration=300) as (mesh, pictures):
                 if not rows:
                     rows.append(_in_process(pictures))
                 for who, tolerance in ((AnsweredBy.CLOUD_TAIL, TIGHT), (AnsweredBy.EDGE_EXIT, LOOSE)):

@@ -37,7 +37,7 @@ async def measure(repeats: int) -> None:
     """Every cause, several times."""
     rows: list[dict[str, object]] = []
     waits: list[float] = []
-    async with deployed_mesh(PROFILES["public-5g-nsa"], frames=20) as (mesh, pictures):
+    async with deployed_mesh(PROFILES["public-5g-nsa"], frames=20, calibration=300) as (mesh, pictures):
         await RoutingClient(mesh.channels).set_tolerance(MODEL, 1e-6)
         with Progress(transient=True) as progress:
             task = progress.add_task("outages", total=2 * repeats)

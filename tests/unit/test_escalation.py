@@ -176,7 +176,7 @@ def test_no_trial_begins_after_the_budget_and_the_deepest_come_first(budget_s: f
     assert {name for name, share in shares.items() if share is not None} == tried_cuts
 
 
-def test_an_output_that_holds_no_classes_is_refused() -> None:
+def test_answers_that_are_not_finite_are_refused() -> None:
     with pytest.raises(MeshError) as caught:
         _tried(batches=({"x": np.full((64, 2), math.nan, dtype=np.float32)} for _ in range(5)), samples=320)
     assert caught.value.reason is Reason.TENSOR_NOT_FINITE
@@ -191,7 +191,6 @@ def test_shares_become_the_cascades_of_a_plan(tried: Profile) -> None:
         assert cascades[cut.tensors[0]].uplink_bytes == cut.escalation * cut.wire_bytes[QUANTISED_CODEC]
     late = cascades["late"]
     assert late.stages.rtt_ms == pytest.approx(10 * (_shares(tried)["late"] or 0))
-    assert plan.options[0].kind in (Kind.EDGE_ONLY, Kind.CASCADE)
 
 
 def test_a_share_the_user_states_replaces_the_measured_ones(tried: Profile) -> None:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from splitmesh.cli import infer, models, nodes, planning, shrinking, splitting
+from splitmesh.errors import Reason
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,4 +35,9 @@ def main() -> None:
         if error.name not in CLOUD_ONLY:
             raise
         print(f"splitmesh: this command needs {error.name}: pip install 'splitmesh[cloud]'", file=sys.stderr)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.filename is None:  # not about a file that the command was given
+            raise
+        print(f"splitmesh: {Reason.FIELD_INVALID.value}: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.errors import field_error
 from splitmesh.kernel.channels import Channels
@@ -21,7 +23,7 @@ _REFERENCE = re.compile(r"(?P<model>[a-z0-9][a-z0-9._-]*)(?::(?P<version>[0-9]+)
 @asynccontextmanager
 async def channels() -> AsyncIterator[Channels]:
     """Channels to the mesh the environment names (SPLITMESH_DISCOVERY, _STATIC_ADDRESSES, _CONSUL_ADDRESS)."""
-    settings = ServiceSettings()
+    settings = _settings()
     if settings.discovery == "static" and not settings.static_addresses:
         settings = settings.model_copy(update={"static_addresses": local_addresses()})
     opened = Channels(make_discovery(settings), max_frame_bytes=settings.max_frame_bytes)
@@ -30,6 +32,14 @@ async def channels() -> AsyncIterator[Channels]:
     finally:
         await opened.close()
         await opened.discovery.close()
+
+
+def _settings() -> ServiceSettings:
+    try:
+        return ServiceSettings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise field_error(f"{ENV_PREFIX}{'.'.join(map(str, first['loc']))}".upper(), first["msg"]) from error
 
 
 def default_head() -> str:

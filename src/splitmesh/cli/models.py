@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 from pydantic import ValidationError
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from splitmesh.cli.connect import channels, find_version
@@ -83,7 +84,10 @@ def version_parts(
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """Class names from a JSON list or from lines."""
-    text = path.read_text()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise field_error("labels", f"{path} is not text in UTF-8") from error
     if not text.lstrip().startswith("["):
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     try:
@@ -98,7 +102,8 @@ def read_preprocess(path: Path) -> Preprocess:
         return Preprocess.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise field_error("preprocess", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        where = f"{path}: {'.'.join(map(str, first['loc']))}".removesuffix(": ")
+        raise field_error("preprocess", f"{where}: {first['msg']}") from error
 
 
 @app.command("list")
@@ -206,7 +211,12 @@ def pull(
 
 def _transfer() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        transient=True,
+        console=Console(stderr=True),
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Coroutine, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -37,7 +37,8 @@ def refuse(error: MeshError) -> NoReturn:
     """Print the error and leave with exit code 1."""
     print(f"splitmesh: {error.reason.value}: {error.message}", file=sys.stderr)
     for field, problem in error.fields:
-        print(f"  {field}: {problem}", file=sys.stderr)
+        if f"{field}: {problem}" not in error.message:
+            print(f"  {field}: {problem}", file=sys.stderr)
     raise typer.Exit(1) from error
 
 
@@ -71,7 +72,8 @@ def _cell(value: object) -> str:
 
 def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        # Not asdict: it copies what it finds, and errors cannot be copied.
+        return {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, np.ndarray):

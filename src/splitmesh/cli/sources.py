@@ -46,6 +46,8 @@ def _video(path: Path) -> Iterator[bytes]:
         raise field_error("source", "video files need PyAV: pip install 'splitmesh[video]'") from error
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise field_error("source", f"{path} holds no video")
             for frame in container.decode(video=0):
                 yield _jpeg(Image.fromarray(frame.to_ndarray(format="rgb24")))
     except av.error.FFmpegError as error:

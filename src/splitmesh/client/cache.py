@@ -20,7 +20,8 @@ from splitmesh.client.registry import ArtifactRef, RegistryClient, VersionInfo
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.manifest import MANIFEST, Manifest
 
-_SAFE = re.compile(r"[^a-z0-9._-]")
+_UNSAFE = re.compile(r"^\.|[^a-z0-9._-]")
+"""A leading dot too: a model named `..` would lie outside its folder."""
 
 
 class ModelCache:
@@ -66,13 +67,14 @@ class ModelCache:
 
     def _note(self, name: str) -> Path:
         model, _, suffix = name.partition("@")
-        return self._folder / "versions" / _SAFE.sub("_", model) / f"{_SAFE.sub('_', suffix)}.json"
+        return self._folder / "versions" / _UNSAFE.sub("_", model) / f"{_UNSAFE.sub('_', suffix)}.json"
 
 
 def _read_verified(path: Path, ref: ArtifactRef) -> bytes | None:
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
+        # Not there, or not to be read any more: the registry has it.
         return None
     if len(content) != ref.size_bytes or hashlib.sha256(content).hexdigest() != ref.sha256:
         return None
@@ -86,24 +88,24 @@ def _read_version(path: Path) -> VersionInfo | None:
         fields["aliases"] = tuple(fields["aliases"])
         fields["create_time"] = datetime.fromisoformat(fields["create_time"])
         return VersionInfo(**fields)
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # A damaged note is like none: the registry knows better.
         return None
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    temporary: str | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         raise MeshError(
             Reason.STORAGE_FULL, f"cannot keep {len(content)} bytes in the cache: {error.strerror}"
         ) from error

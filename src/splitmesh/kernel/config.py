@@ -40,6 +40,8 @@ class ServiceSettings(BaseSettings):
     """For `consul`: the local agent."""
     consul_token: str = Field(default="", repr=False)
     """For `consul`: ACL token of this service."""
+    consul_check_interval_s: float = Field(default=5.0, ge=1)
+    """For `consul`: time between two health checks of this service by the agent, seconds."""
 
     otlp_endpoint: str = ""
     """`host:port` of an OTLP/gRPC receiver (collector or Jaeger); empty: spans are made but not exported."""

@@ -72,16 +72,15 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
 
     def _around(self, behaviour: Behaviour, method: str, deadline_s: float | None) -> Behaviour:
         if inspect.isasyncgenfunction(behaviour):
-            # A coroutine, not a generator: grpc drops a generator whose write was cancelled without closing it, so that
-            # what its `finally` gives back (a place, an open stream) would wait for the garbage collector.
-            async def responses(request: Any, context: Context) -> None:
+
+            async def generator(request: Any, context: Context) -> AsyncIterator[Any]:
                 async with AsyncExitStack() as stack:
                     await self._enter(stack, method, context, deadline_s)
-                    async with aclosing(behaviour(request, context)) as answers:
-                        async for response in answers:
-                            await context.write(response)
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            yield response
 
-            return responses
+            return generator
 
         async def coroutine(request: Any, context: Context) -> Any:
             async with AsyncExitStack() as stack:

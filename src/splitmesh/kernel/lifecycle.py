@@ -23,11 +23,11 @@ from uuid import uuid4
 import grpc
 from pydantic import ValidationError
 
-from splitmesh.errors import MeshError
+from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.config import ServiceSettings, describe_settings
 from splitmesh.kernel.discovery import Discovery, Instance, Registration
-from splitmesh.kernel.discovery_consul import ConsulDiscovery
+from splitmesh.kernel.discovery_consul import ConsulDiscovery, GrpcCheck
 from splitmesh.kernel.discovery_static import StaticDiscovery, parse_static
 from splitmesh.kernel.server import Binding, HealthControl, make_server
 from splitmesh.kernel.streams import Drain
@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=ServiceSettings)
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings, contravariant=True)
+
+
+REGISTER_RETRY_S = 2.0
+"""Between attempts to register while the catalogue is away."""
 
 
 class State(StrEnum):
@@ -95,7 +99,8 @@ class Build(Protocol[SettingsT]):
 def make_discovery(settings: ServiceSettings) -> Discovery:
     """The discovery the settings ask for."""
     if settings.discovery == "consul":
-        return ConsulDiscovery(settings.consul_address, token=settings.consul_token or None)
+        check = GrpcCheck(interval_s=settings.consul_check_interval_s)
+        return ConsulDiscovery(settings.consul_address, token=settings.consul_token or None, check=check)
     return StaticDiscovery(parse_static(settings.static_addresses))
 
 
@@ -152,8 +157,9 @@ class Host:
             if binding.serving_at_start:
                 await health.set(binding.name, True)
         instance = Instance(app.name, f"{app.name}-{settings.node}-{uuid4().hex[:8]}", self.address)
-        registration: Registration = await discovery.register(instance)
-        self._stop_steps.append(registration.deregister)
+        registering = _Registering(discovery, instance)
+        self._stop_steps.append(registering.stop)
+        await registering.start()
 
     async def stop(self) -> None:
         """Drain and stop; safe to call twice."""
@@ -180,6 +186,43 @@ class Host:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
+
+
+class _Registering:
+    """An entry in discovery, or the attempt to make one: a service must answer also while the catalogue is away."""
+
+    def __init__(self, discovery: Discovery, instance: Instance) -> None:
+        self._discovery = discovery
+        self._instance = instance
+        self._registration: Registration | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Register; when the catalogue does not answer, go on trying in the background."""
+        try:
+            self._registration = await self._discovery.register(self._instance)
+        except MeshError as error:
+            if error.reason is not Reason.SERVICE_UNAVAILABLE:
+                raise
+            log.warning("not registered yet, serving all the same: %s", error)
+            self._task = asyncio.create_task(self._keep_trying())
+
+    async def _keep_trying(self) -> None:
+        while self._registration is None:
+            await asyncio.sleep(REGISTER_RETRY_S)
+            try:
+                self._registration = await self._discovery.register(self._instance)
+            except MeshError as error:
+                log.debug("still not registered: %s", error)
+        log.info("registered as %s", self._instance.instance_id)
+
+    async def stop(self) -> None:
+        """Deregister, or give up trying."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._registration is not None:
+            await self._registration.deregister()
 
 
 async def _stop_server(server: grpc.aio.Server, grace_s: float) -> None:

@@ -98,7 +98,7 @@ def with_escalation(
 
 
 def worth_an_exit(cuts: Sequence[CutProfile]) -> list[CutProfile]:
-    """Cuts from which no earlier cut sends less, at most ``MAX_TRIALS``, spread from first to last."""
+    """Cuts that send less than every earlier one, at most ``MAX_TRIALS``, spread from first to last."""
     front: list[CutProfile] = []
     smallest = float("inf")
     for cut in sorted(cuts, key=lambda cut: cut.position):
