@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,19 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("registered") / "registry"
     asyncio.run(register_models(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails_unseen() -> Iterator[None]:
+    """Fails a test in which a task died with an exception that nobody looked at: asyncio only logs that."""
+    seen: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(self.format(record))
+
+    listener, logger = Listener(logging.ERROR), logging.getLogger("asyncio")
+    logger.addHandler(listener)
+    yield
+    logger.removeHandler(listener)
+    assert not seen, "\n".join(seen)

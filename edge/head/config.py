@@ -29,7 +29,8 @@ class HeadSettings(ServiceSettings):
     default_deadline_ms: int = Field(default=1000, ge=1, le=600_000)
     """Deadline of a frame whose sender set none, milliseconds."""
     answer_margin_ms: float = Field(default=20.0, ge=0)
-    """Kept back from a frame's deadline when waiting for the tail, so that the fallback answer is still in time."""
+    """Kept back from a frame's deadline when waiting for the tail, so that the fallback answer is still in time,
+    milliseconds."""
     credit: int = Field(default=32, ge=1, le=4096)
     """Frames that one stream may have unanswered."""
     max_frames: int = Field(default=256, ge=1)

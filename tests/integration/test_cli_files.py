@@ -152,7 +152,7 @@ def test_a_bad_model_file_is_refused(command: str, kind: str, reason: str, tmp_p
         (("plan", "small.onnx", "--rtt-ms", 1), "Missing option '--uplink-mbps'"),
         (("models", "push", "small.onnx"), "Missing option '--name'"),
         (("infer", "absent.jpg"), "does not exist"),
-        (("plan", "small.onnx", *LINK, "--escalation", 1.5), "1.5 is not in the range"),
+        (("plan", "small.onnx", *LINK, "--escalation", 1.5), "'--escalation'"),
     ],
 )
 def test_wrong_usage_ends_with_code_two(

@@ -42,7 +42,10 @@ GOOD = np.full((1, 1, SIDE, SIDE), EASY, dtype=np.float32)
 BAD: dict[str, tuple[pb.InferRequest, Reason]] = {
     "not a picture": (pb.InferRequest(image=b"this is text"), Reason.IMAGE_UNDECODABLE),
     "an empty picture": (pb.InferRequest(image=b""), Reason.IMAGE_UNDECODABLE),
-    "a small file that declares a huge picture": (pb.InferRequest(image=bomb_png(50_000, 50_000)), Reason.IMAGE_TOO_LARGE),
+    "a small file that declares a huge picture": (
+        pb.InferRequest(image=bomb_png(50_000, 50_000)),
+        Reason.IMAGE_TOO_LARGE,
+    ),
     "a file that declares more pixels than allowed": (
         pb.InferRequest(image=bomb_png(4097, 4096)),
         Reason.IMAGE_TOO_LARGE,

@@ -115,7 +115,10 @@ async def describe(host: Host) -> segment_pb2.DescribeResponse:
 
 
 async def test_health_follows_the_service_from_its_start_to_its_end() -> None:
-    async with Host("small", settings(), SmallService(serving_at_start=False)) as host, open_channel(host.address) as channel:
+    async with (
+        Host("small", settings(), SmallService(serving_at_start=False)) as host,
+        open_channel(host.address) as channel,
+    ):
         stub = health_pb2_grpc.HealthStub(channel)
         whole = stub.Watch(health_pb2.HealthCheckRequest(service=""))
         asked = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=WAIT_S)
@@ -235,7 +238,9 @@ async def finished(process: asyncio.subprocess.Process) -> tuple[int | None, str
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
-async def test_a_process_says_when_it_runs_and_ends_with_0_when_told_to(tmp_path: Path, signal_: signal.Signals) -> None:
+async def test_a_process_says_when_it_runs_and_ends_with_0_when_told_to(
+    tmp_path: Path, signal_: signal.Signals
+) -> None:
     running = await ProcessLauncher(ROOT, tmp_path).launch("tail", {"data_dir": str(tmp_path)})
     told = json.loads((tmp_path / "tail-1.ready").read_text())
     assert told == {"address": running.address, "pid": running.process.pid}
@@ -283,4 +288,3 @@ async def test_help_prints_every_setting_with_default_and_meaning() -> None:
     for name in ("PORT", "MODELS", "ANSWER_MARGIN_MS", "OTLP_ENDPOINT"):
         assert f"{ENV_PREFIX}{name} " in out
     assert "Longest wait for calls in progress at shutdown, seconds." in out
-

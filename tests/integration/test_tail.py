@@ -45,8 +45,6 @@ async def tail(cloud: World) -> str:
     return (await cloud.start("tail")).address
 
 
-
-
 # right frames
 
 

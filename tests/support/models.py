@@ -168,4 +168,3 @@ def expected_scores(image: bytes, *, side: int = SIDE) -> NDArray[np.float64]:
     (logits,) = session.run(None, {"image": _preprocess(side).batch([image])})
     row: NDArray[np.float64] = as_probabilities(logits)[0]
     return row
-

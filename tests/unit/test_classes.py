@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.classes import as_probabilities
@@ -81,7 +82,7 @@ def test_whole_numbers_are_scores_too() -> None:
 
 
 @given(hnp.arrays(np.float32, (3, 4), elements=st.floats(-50, 50, width=32)))
-def test_every_row_is_a_distribution_that_keeps_the_order(scores: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_every_row_is_a_distribution_that_keeps_the_order(scores: NDArray[np.float32]) -> None:
     got = as_probabilities(scores)
     np.testing.assert_allclose(got.sum(axis=1), 1, atol=0.01)
     for row, probabilities in zip(scores, got, strict=True):

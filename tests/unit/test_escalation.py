@@ -188,7 +188,7 @@ def test_shares_become_the_cascades_of_a_plan(tried: Profile) -> None:
     cascades = {option.cut[0]: option for option in plan.options if option.kind is Kind.CASCADE}
     assert cascades.keys() == {"early", "middle", "late"}
     for cut in tried.cuts:
-        assert cascades[cut.tensors[0]].uplink_bytes == cut.escalation * cut.wire_bytes[QUANTISED_CODEC]
+        assert cascades[cut.tensors[0]].uplink_bytes == (cut.escalation or 0) * cut.wire_bytes[QUANTISED_CODEC]
     late = cascades["late"]
     assert late.stages.rtt_ms == pytest.approx(10 * (_shares(tried)["late"] or 0))
 

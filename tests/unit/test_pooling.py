@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from scipy.special import softmax
 
@@ -15,12 +16,13 @@ from splitmesh.model.exit_graph import EXIT_OUTPUT, attach_exit
 from splitmesh.model.exits import FittedExit, fit_exit
 from splitmesh.model.pooling import MAX_FEATURES, POOL_ROWS, STD_EPSILON, choose_grid, pool, pooled_axes
 from splitmesh.runtime import open_session
-from splitmesh.tensor.spec import Array, TensorSpec
+from splitmesh.tensor.spec import TensorSpec
 
 CHANNELS, SIDE = 3, 8
+Floats = NDArray[np.floating[Any]]
 
 
-def _maps(n: int = 5, *, height: int = SIDE, width: int = SIDE, seed: int = 0) -> Array:
+def _maps(n: int = 5, *, height: int = SIDE, width: int = SIDE, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).normal(2, 3, (n, CHANNELS, height, width)).astype(np.float32)
 
 
@@ -30,7 +32,7 @@ def _statistics(values: list[float]) -> tuple[float, float, float]:
     return mean, max(values), math.sqrt(variance + STD_EPSILON)
 
 
-def _naive(maps: Array, grid: int) -> Array:
+def _naive(maps: Floats, grid: int) -> Floats:
     """One cell after the other; all means first, channel by channel, row by row, then maxima, then deviations."""
     n, channels, height, width = maps.shape
     tall, wide = height // grid, width // grid
@@ -48,7 +50,9 @@ def _naive(maps: Array, grid: int) -> Array:
     return np.array(rows)
 
 
-@pytest.mark.parametrize(("grid", "height", "width"), [(1, 8, 8), (2, 8, 8), (4, 8, 8), (8, 16, 8), (2, 4, 6), (1, 3, 5)])
+@pytest.mark.parametrize(
+    ("grid", "height", "width"), [(1, 8, 8), (2, 8, 8), (4, 8, 8), (8, 16, 8), (2, 4, 6), (1, 3, 5)]
+)
 def test_every_cell_has_its_mean_maximum_and_deviation(grid: int, height: int, width: int) -> None:
     maps = _maps(height=height, width=width)
     pooled = pool(maps, grid)
@@ -134,7 +138,7 @@ def test_the_grid_is_the_finest_that_fits_the_tensor_and_the_samples(
     assert grid == 1 or 3 * shape[1] * grid * grid <= MAX_FEATURES
 
 
-def _fitted(features: Array, grid: int) -> FittedExit:
+def _fitted(features: Floats, grid: int) -> FittedExit:
     rng = np.random.default_rng(3)
     answers = softmax(4 * np.eye(3)[rng.integers(0, 3, len(features))], axis=1)
     return fit_exit(features, answers, grid=grid, l2=0.01)

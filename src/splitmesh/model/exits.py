@@ -34,7 +34,8 @@ VALIDATION_SHARE = 0.2
 L2_GRID = tuple(float(value) for value in np.geomspace(10.0, 1e-4, 6))
 """Weight penalties tried, strongest first, so that each fit starts from a simpler one."""
 
-MAX_ITERATIONS = 300
+MAX_ITERATIONS = 100
+"""Of L-BFGS; three times as many changed a small ResNet's coverage by nothing and took half as long again."""
 LOG_TEMPERATURES = (float(np.log(0.1)), float(np.log(10.0)))
 
 _CONSTANT = 1e-5

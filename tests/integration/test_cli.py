@@ -1,0 +1,264 @@
+"""The command line against a mesh of real processes, in the order of an operator's day: push, split, compress, promote, look."""
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, OUTCOMES, REPORT, TAIL, WHOLE
+from splitmesh.testing.mesh import MODULES, LocalMesh, ProcessLauncher
+from tests.integration.command_line import Ended, model_files, pictures, refused, splitmesh
+from tests.integration.small_model import CUT, LABELS, SIDE, small_model, small_pictures
+from tests.support.worlds import ROOT, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MODEL = "stripes"
+CALIBRATED_ON = 150
+FRAMES = 12
+TIMINGS = {"queue_ms", "decode_ms", "head_ms", "encode_ms", "link_ms", "tail_queue_ms", "tail_ms", "total_ms"}
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A running mesh and files to give it."""
+
+    addresses: str
+    head: str
+    folder: Path
+
+    async def run(self, *arguments: object) -> Ended:
+        """A command whose environment names this mesh."""
+        return await splitmesh(*arguments, STATIC_ADDRESSES=self.addresses, HEAD=self.head)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A mesh on which every step went through, and what each step printed."""
+
+    mesh: Mesh
+    pushed: Ended
+    split: Ended
+    compressed: Ended
+    tolerance: Ended
+    promoted: Ended
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    folder = tmp_path_factory.mktemp("mesh")
+    model_files(folder)
+    pictures(folder / "calibration", CALIBRATED_ON)
+    pictures(folder / "frames", FRAMES, seed=5)
+    launcher = ProcessLauncher(ROOT, folder / "run")
+    settings = {"head": {"models": MODEL}, "registry": {"min_free_bytes": "0"}}
+    async with LocalMesh(launcher, folder, settings=settings) as running:
+        addresses = ",".join(f"{service}={running.address(service)}" for service in MODULES)
+        yield Mesh(addresses, running.address("head"), folder)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployed(mesh: Mesh) -> Deployed:
+    files = mesh.folder
+    pushed = await mesh.run(
+        *("models", "push", files / "small.onnx", "--name", MODEL, "--labels", files / "labels.json"),
+        *("--preprocess", files / "preprocess.json", "--calibration", files / "calibration"),
+        *("--description", "stripes, first try", "--json"),
+    )
+    split = await mesh.run("split", f"{MODEL}:1", "--at", CUT, "--json")
+    compressed = await mesh.run("compress", f"{MODEL}:2", "--json")
+    tolerance = await mesh.run("tolerance", MODEL, "--max-disagreement", 0.2, "--delta", 0.1, "--json")
+    promoted = await mesh.run("models", "promote", f"{MODEL}:3", "--json")
+    assert promoted.code == 0, (pushed, split, compressed, tolerance, promoted)
+    await serving(mesh.head)
+    return Deployed(mesh, pushed, split, compressed, tolerance, promoted)
+
+
+async def test_push_registers_a_version_with_all_its_files(deployed: Deployed) -> None:
+    assert deployed.pushed.out.startswith("{")
+    version = deployed.pushed.json
+    assert (version["model"], version["version"], version["parent"]) == (MODEL, 1, 0)
+    assert (version["created_by"], version["description"]) == ("push", "stripes, first try")
+    assert version["artifacts"].keys() == {WHOLE, MANIFEST, CALIBRATION}
+    whole = version["artifacts"][WHOLE]
+    assert whole["sha256"] == hashlib.sha256(small_model()).hexdigest()
+    assert whole["size_bytes"] == len(small_model())
+    assert version["artifacts"][CALIBRATION]["size_bytes"] > CALIBRATED_ON * SIDE * SIDE
+
+
+async def test_a_split_of_a_version_is_a_version_that_equals_it(deployed: Deployed) -> None:
+    assert deployed.split.json["version"] == 2
+    assert deployed.split.json["max_abs_error"] < 1e-6
+
+
+async def test_compress_says_what_it_saved_and_what_it_cost(deployed: Deployed) -> None:
+    report = deployed.compressed.json
+    assert report["version"] == 3
+    assert 0 < report["wire_bytes_after"] < report["wire_bytes_before"]
+    assert report["holdout_samples"] + report["fit_samples"] <= CALIBRATED_ON
+    assert 0.5 < report["exit_agreement"] <= 1
+    assert 0.9 < report["tail_agreement"] <= 1
+
+
+async def test_tolerance_repeats_the_promise(deployed: Deployed) -> None:
+    assert deployed.tolerance.json["max_disagreement"] == 0.2
+    assert deployed.tolerance.json["delta"] == pytest.approx(0.1)
+
+
+async def test_promote_says_where_the_alias_was_and_is(deployed: Deployed) -> None:
+    assert deployed.promoted.json == {"model": MODEL, "alias": "production", "previous_version": 0, "version": 3}
+
+
+async def test_list_names_models_and_then_versions(deployed: Deployed) -> None:
+    (model,) = (await deployed.mesh.run("models", "list", "--json")).json
+    assert (model["name"], model["latest_version"], model["aliases"]) == (MODEL, 3, {"production": 3})
+    versions = (await deployed.mesh.run("models", "list", MODEL, "--json")).json
+    assert [(each["version"], each["parent"]) for each in versions] == [(3, 2), (2, 1), (1, 0)]
+    assert [each["aliases"] for each in versions] == [["production"], [], []]
+    table = await deployed.mesh.run("models", "list")
+    assert (table.code, "production=3" in table.out) == (0, True)
+    table = await deployed.mesh.run("models", "list", MODEL)
+    assert "stripes, first try" in table.out
+
+
+@pytest.mark.parametrize("reference", [f"{MODEL}:3", f"{MODEL}@production"])
+async def test_show_finds_a_version_by_number_and_by_alias(deployed: Deployed, reference: str) -> None:
+    shown = (await deployed.mesh.run("models", "show", reference, "--json")).json
+    assert shown["version"]["version"] == 3
+    assert shown["version"]["artifacts"].keys() >= {WHOLE, HEAD, TAIL, MANIFEST, CALIBRATION, OUTCOMES, REPORT}
+    assert shown["manifest"]["labels"] == list(LABELS)
+    assert [tensor["name"] for tensor in shown["manifest"]["split"]["cut"]] == [CUT]
+    assert shown["manifest"]["split"]["wire"][0]["dtype"] == "uint8"
+    assert shown["manifest"]["exit"]["output"] == "exit_probabilities"
+
+
+async def test_show_for_people_says_what_crosses_and_what_the_exit_knows(deployed: Deployed) -> None:
+    shown = await deployed.mesh.run("models", "show", MODEL)
+    assert f"{MODEL} version 3 (production), from version 2, made by" in shown.out
+    assert f"classes: {', '.join(LABELS)}" in shown.out
+    assert f"cut at {CUT}; crosses: {CUT}.q8 uint8" in shown.out
+    assert "held-out samples" in shown.out
+
+
+async def test_pull_brings_every_file_as_it_was_pushed(deployed: Deployed, tmp_path: Path) -> None:
+    version = (await deployed.mesh.run("models", "pull", MODEL, "-o", tmp_path / "out", "--json")).json
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert found.keys() == version["artifacts"].keys()
+    for name, content in found.items():
+        assert hashlib.sha256(content).hexdigest() == version["artifacts"][name]["sha256"]
+    assert found[WHOLE] == small_model()
+    again = await deployed.mesh.run("models", "pull", f"{MODEL}:1", "-o", tmp_path / "out")
+    assert f"{MODEL} version 1, made by push" in again.out
+
+
+async def test_a_plan_of_a_version_is_the_services_own(deployed: Deployed) -> None:
+    link = ("--uplink-mbps", 5, "--rtt-ms", 30, "--budget-s", 1)
+    plan = (await deployed.mesh.run("plan", f"{MODEL}:1", *link, "--json")).json
+    assert {"EDGE_ONLY", "SPLIT"} <= {option["kind"] for option in plan["options"]}
+    assert plan["why"]
+
+
+async def test_infer_answers_a_picture(deployed: Deployed) -> None:
+    for number, label in enumerate(LABELS):
+        strong = deployed.mesh.folder / f"strong-{label}.png"
+        wave = 60 * np.sin(np.arange(SIDE) * np.pi / 2)
+        plane = {0: wave[:, None], 1: wave[None, :], 2: 0}[number] + np.full((SIDE, SIDE), 128)
+        Image.fromarray(plane.astype(np.uint8)).save(strong)
+        answer = (await deployed.mesh.run("infer", strong, "--camera", "line-1", "--json")).json
+        assert answer["labels"][0]["name"] == label
+        assert answer["labels"][0]["index"] == number
+        assert sum(each["score"] for each in answer["labels"]) == pytest.approx(1, abs=1e-3)
+        assert (answer["model"], answer["version"], answer["cut"]) == (MODEL, 3, [CUT])
+        assert answer["answered_by"] in ("EDGE_EXIT", "CLOUD_TAIL")
+        assert (answer["uplink_bytes"] > 0) == (answer["answered_by"] == "CLOUD_TAIL")
+        assert answer["timings"].keys() == TIMINGS
+        assert len(answer["trace_id"]) == 32
+    shown = await deployed.mesh.run("infer", strong)
+    assert LABELS[2] in shown.out
+    assert f"{MODEL} version 3, trace " in shown.out
+
+
+async def test_stream_answers_a_folder_line_by_line_and_names_what_it_refuses(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    shutil.copytree(deployed.mesh.folder / "frames", tmp_path / "frames")
+    (tmp_path / "frames" / "zz-broken.jpg").write_bytes(b"no picture")
+    lines = (await deployed.mesh.run("stream", tmp_path / "frames", "--json", "--deadline-ms", 5000)).lines
+    assert sorted(line["frame_id"] for line in lines) == list(range(FRAMES + 1))
+    (failure,) = (line for line in lines if "error" in line)
+    assert (failure["frame_id"], failure["error"]["reason"]) == (FRAMES, "IMAGE_UNDECODABLE")
+    top = {line["frame_id"]: line["labels"][0]["index"] for line in lines if "labels" in line}
+    right = sum(top[number] == number % 3 for number in range(FRAMES))
+    assert right >= FRAMES - 2  # stripes may be too faint to see
+
+
+async def test_stream_for_people_sums_up(deployed: Deployed) -> None:
+    summary = await deployed.mesh.run("stream", deployed.mesh.folder / "frames", "--limit", 5, "--window", 2)
+    assert summary.code == 0
+    assert "5 frames" in summary.out
+    assert "EDGE_EXIT" in summary.out or "CLOUD_TAIL" in summary.out
+    assert "bytes of features on the uplink" in summary.out
+
+
+async def test_stream_plays_a_video(deployed: Deployed, tmp_path: Path) -> None:
+    if find_spec("av") is None:
+        pytest.skip("PyAV is not installed: pip install 'splitmesh[video]'")
+    import av
+
+    with av.open(str(tmp_path / "clip.mp4"), "w") as clip:
+        stream = clip.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for picture in small_pictures(7):
+            still = np.kron(picture[..., 0], np.ones((4, 4), dtype=np.uint8))
+            clip.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(still[..., None], 3, 2), format="rgb24")))
+        clip.mux(stream.encode(None))
+    lines = (await deployed.mesh.run("stream", tmp_path / "clip.mp4", "--json", "--deadline-ms", 5000)).lines
+    assert sorted(line["frame_id"] for line in lines) == list(range(7))
+    assert all(line["version"] == 3 for line in lines)
+
+
+async def test_nodes_says_who_is_well_and_what_a_tail_has_loaded(deployed: Deployed) -> None:
+    nodes = {node["service"]: node for node in (await deployed.mesh.run("nodes", "--json")).json}
+    assert nodes.keys() == MODULES.keys()
+    assert {node["health"] for node in nodes.values()} == {"SERVING"}
+    assert f"{MODEL}:3" in nodes["tail"]["detail"]
+    assert nodes["head"]["address"] == deployed.mesh.head
+    table = await deployed.mesh.run("nodes")
+    assert table.out.count("SERVING") == len(MODULES)
+
+
+async def test_refusals_of_services_reach_the_user_with_their_reason(deployed: Deployed) -> None:
+    questions = {
+        "MODEL_NOT_FOUND": ("models", "show", "nothing"),
+        "ALIAS_NOT_FOUND": ("models", "promote", f"{MODEL}@staging"),
+        "CUT_INVALID": ("split", f"{MODEL}:1", "--at", "edgs"),
+        "MODEL_INCOMPLETE": ("compress", f"{MODEL}:1"),
+        "FIELD_INVALID": ("tolerance", MODEL, "--max-disagreement", 1.5),
+        "IMAGE_UNDECODABLE": ("infer", deployed.mesh.folder / "labels.json"),
+    }
+    answers = await asyncio.gather(*(deployed.mesh.run(*question) for question in questions.values()))
+    for reason, answer in zip(questions, answers, strict=True):
+        refused(answer, reason)
+
+
+async def test_steps_for_people_are_one_sentence_or_a_table(deployed: Deployed) -> None:
+    run, files = deployed.mesh.run, deployed.mesh.folder
+    pushed = await run("models", "push", files / "small.onnx", "--name", "second")
+    assert pushed.out.splitlines()[-1].startswith("second version 1, made by push")
+    split = await run("split", "second", "--at", CUT)
+    assert split.out.startswith("version 2: head + tail differ from the whole by at most")
+    assert "second@tested: nowhere -> 2" in (await run("models", "promote", "second:2", "--alias", "tested")).out
+    tolerance = await run("tolerance", MODEL, "--max-disagreement", 0.2)
+    assert f"{MODEL}: at most 20.00% disagreement, with confidence 95%" in tolerance.out
+    compressed = await run("compress", f"{MODEL}:2", "--no-exit")
+    assert compressed.code == 0
+    assert "bytes on the wire, after" in compressed.out

@@ -1,0 +1,86 @@
+"""Channels: one per address, instances in turn, and only methods that may be repeated are retried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+import splitmesh.api
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.channels import (
+    IDEMPOTENT,
+    MESSAGE_HEADROOM_BYTES,
+    Channels,
+    _service_config,
+    mesh_errors,
+    transport_options,
+)
+from splitmesh.kernel.discovery_static import StaticDiscovery
+
+
+@pytest.fixture
+async def channels() -> AsyncIterator[Channels]:
+    made = Channels(StaticDiscovery({"tail": ["127.0.0.1:1", "127.0.0.1:2"], "head": ["127.0.0.1:3"]}))
+    yield made
+    await made.close()
+
+
+async def test_instances_are_taken_in_turn_and_each_has_one_channel(channels: Channels) -> None:
+    taken = [await channels.to("tail") for _ in range(4)]
+    assert taken[0] is taken[2] is not taken[1]
+    assert taken[1] is taken[3]
+    assert set(taken) == {channels.at("127.0.0.1:1"), channels.at("127.0.0.1:2")}
+
+
+async def test_a_service_nobody_offers_is_unavailable_and_may_come(channels: Channels) -> None:
+    with pytest.raises(MeshError) as caught:
+        await channels.to("registry")
+    assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
+    assert caught.value.retry_after_s is not None
+
+
+async def test_a_forgotten_address_gets_a_new_channel(channels: Channels) -> None:
+    first = channels.at("127.0.0.1:3")
+    await channels.forget(["127.0.0.1:3", "127.0.0.1:9"])
+    assert channels.at("127.0.0.1:3") is not first
+
+
+async def test_a_failed_call_is_the_mesh_error_behind_it_and_other_errors_pass(channels: Channels) -> None:
+    call = (await channels.to("head")).unary_unary("/a/B")
+    with pytest.raises(MeshError) as caught:
+        async with mesh_errors():
+            await call(b"", timeout=5)
+    assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
+    with pytest.raises(KeyError):
+        async with mesh_errors():
+            raise KeyError("x")
+
+
+def test_messages_have_a_finite_limit_above_that_of_frames() -> None:
+    options = dict(transport_options(1000))
+    assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"]
+    assert options["grpc.max_receive_message_length"] == 1000 + MESSAGE_HEADROOM_BYTES
+    assert options["grpc.max_metadata_size"] == 16 * 1024
+
+
+def test_what_is_retried_exists_is_unary_and_only_when_unavailable() -> None:
+    from google.protobuf import descriptor_pool
+
+    from splitmesh.api.compression.v1 import compression_pb2
+    from splitmesh.api.registry.v1 import registry_pb2
+    from splitmesh.api.routing.v1 import routing_pb2
+    from splitmesh.api.segment.v1 import segment_pb2
+
+    assert all((splitmesh.api, compression_pb2, registry_pb2, routing_pb2, segment_pb2))
+    for service, methods in IDEMPOTENT:
+        known = descriptor_pool.Default().FindServiceByName(service).methods_by_name
+        for method in methods:
+            assert not known[method].client_streaming, method
+            assert not known[method].server_streaming, method
+    (entry,) = json.loads(_service_config())["methodConfig"]
+    assert entry["retryPolicy"]["retryableStatusCodes"] == [grpc.StatusCode.UNAVAILABLE.name]
+    assert {"service": "splitmesh.api.registry.v1.RegistryService", "method": "GetVersion"} in entry["name"]
+    assert not any(name["method"] in ("CreateVersion", "Infer") for name in entry["name"])

@@ -1,0 +1,97 @@
+"""From a request to what the head sees: the model's own declaration decides what is taken."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from edge.head.active import ActiveModel, warm_up
+from edge.head.perceive import MAX_CAMERA_ID, check_request, perceive
+from splitmesh.api.inference.v1 import inference_pb2 as pb
+from splitmesh.client.registry import VersionInfo
+from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.tensors import tensor_to_message
+from splitmesh.model.manifest import HEAD, MANIFEST, Manifest
+from splitmesh.runtime import open_session
+from splitmesh.tensor import TensorLimits
+from tests.support.models import CUT, EXIT_OUTPUT, HARD, exit_version, features, picture
+
+LIMITS = TensorLimits()
+
+
+@pytest.fixture(scope="module")
+def active() -> ActiveModel:
+    artifacts = exit_version()
+    info = VersionInfo("parts", 1, 0, {}, "push", "", (), datetime(2026, 1, 1, tzinfo=UTC))
+    session = open_session(artifacts[HEAD])
+    warm_up(session)
+    return ActiveModel(info, Manifest.from_json(artifacts[MANIFEST]), session, None)
+
+
+def test_a_picture_becomes_the_cuts_tensors_and_the_exits_row(active: ActiveModel) -> None:
+    seen = perceive(active, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
+    assert seen.outputs.keys() == {CUT, EXIT_OUTPUT}
+    assert seen.outputs[CUT] == pytest.approx(features(HARD))
+    assert seen.started_ns <= seen.decoded_ns <= seen.ended_ns
+
+
+def test_a_picture_of_another_size_is_resized(active: ActiveModel) -> None:
+    seen = perceive(active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=10_000, limits=LIMITS)
+    assert seen.outputs[CUT] == pytest.approx(features(HARD))
+
+
+def test_a_picture_above_the_limit_of_pixels_is_refused(active: ActiveModel) -> None:
+    with pytest.raises(MeshError) as caught:
+        perceive(active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=9_999, limits=LIMITS)
+    assert caught.value.reason is Reason.IMAGE_TOO_LARGE
+
+
+def test_a_model_that_declares_no_preprocessing_takes_tensors_only(active: ActiveModel) -> None:
+    bare = ActiveModel(active.info, active.manifest.model_copy(update={"preprocess": None}), active.session, None)
+    with pytest.raises(MeshError) as caught:
+        perceive(bare, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
+    assert caught.value.fields[0][0] == "image"
+    tensor = tensor_to_message("image", np.full((1, 1, 16, 16), 0.5, np.float32))
+    seen = perceive(bare, pb.InferRequest(tensor=tensor), max_pixels=1, limits=LIMITS)
+    assert seen.outputs[CUT].max() == 0.5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite_never_reaches_the_model(active: ActiveModel, value: float) -> None:
+    bad = np.full((1, 1, 16, 16), 0.5, np.float32)
+    bad[0, 0, 3, 3] = value
+    request = pb.InferRequest(tensor=tensor_to_message("image", bad))
+    with pytest.raises(MeshError) as caught:
+        perceive(active, request, max_pixels=1, limits=LIMITS)
+    assert caught.value.reason is Reason.TENSOR_NOT_FINITE
+
+
+def test_the_size_of_the_input_is_checked_before_anything_is_decoded() -> None:
+    assert check_request(pb.InferRequest(image=b"x" * 10), 10) == 10
+    with pytest.raises(MeshError) as caught:
+        check_request(pb.InferRequest(image=b"x" * 11), 10)
+    assert caught.value.reason is Reason.FRAME_TOO_LARGE
+    assert caught.value.metadata == {"size_bytes": "11", "max_frame_bytes": "10"}
+
+
+def test_a_cameras_name_may_be_as_long_as_the_contract_says() -> None:
+    check_request(pb.InferRequest(image=b"x", camera_id="c" * MAX_CAMERA_ID), 10)
+    with pytest.raises(MeshError) as caught:
+        check_request(pb.InferRequest(image=b"x", camera_id="c" * (MAX_CAMERA_ID + 1)), 10)
+    assert caught.value.fields[0][0] == "camera_id"
+
+
+async def test_a_version_in_use_is_closed_when_its_last_frame_is_answered(active: ActiveModel) -> None:
+    session = open_session(exit_version()[HEAD])
+    version = ActiveModel(active.info, active.manifest, session, None)
+    with version.use():
+        retiring = asyncio.create_task(version.retire())
+        await asyncio.sleep(0)
+        assert not retiring.done()
+        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
+    await asyncio.wait_for(retiring, 5)
+    with pytest.raises(MeshError):
+        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
