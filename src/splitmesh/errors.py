@@ -6,7 +6,7 @@ mapping of reasons to gRPC status codes, and back again on the client, is ``spli
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 
@@ -84,6 +84,10 @@ class MeshError(Exception):
         self.metadata = dict(metadata or {})
         self.fields = tuple(fields)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Callable[..., MeshError], tuple[Reason, str], dict[str, object]]:
+        """Copied with everything it knows: the default would call ``__init__`` with the text alone."""
+        return type(self), (self.reason, self.message), self.__dict__
 
 
 def field_error(field: str, problem: str) -> MeshError:

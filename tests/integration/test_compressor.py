@@ -125,7 +125,8 @@ async def test_both_recipes_make_a_small_split_with_an_exit(plane: ControlPlane,
 
 
 async def test_the_outcomes_are_what_the_registered_head_does_on_samples_it_was_not_made_from(
-    plane: ControlPlane, model: str,
+    plane: ControlPlane,
+    model: str,
 ) -> None:
     source = await push_split(plane, model)
     async with compressor(plane) as client:
@@ -263,9 +264,7 @@ async def test_an_exit_for_a_model_without_labels_is_refused_at_once(plane: Cont
 
 async def test_an_unknown_compression_has_neither_states_nor_a_report(plane: ControlPlane) -> None:
     async with compressor_at(plane) as address:
-        stub = compression_pb2_grpc.CompressionServiceStub(
-            await plane.channels(compressor=address).to("compressor")
-        )
+        stub = compression_pb2_grpc.CompressionServiceStub(await plane.channels(compressor=address).to("compressor"))
         with pytest.raises(MeshError) as caught:
             async with mesh_errors():
                 await stub.GetReport(compression_pb2.GetReportRequest(compression_id="x"))
@@ -320,9 +319,7 @@ async def test_a_full_queue_refuses_and_a_stop_ends_what_runs(
     monkeypatch.setattr(apply_module, "compress", hang)
     versions = [await push_split(plane, model, samples=10, cut=cut) for cut in (CUT, "pooled", "mixed")]
     async with asyncio.timeout(WAIT_S), compressor_at(plane, max_queued=1, drain_s=3600.0) as address:
-        stub = compression_pb2_grpc.CompressionServiceStub(
-            await plane.channels(compressor=address).to("compressor")
-        )
+        stub = compression_pb2_grpc.CompressionServiceStub(await plane.channels(compressor=address).to("compressor"))
 
         def request(info: VersionInfo) -> compression_pb2.CompressModelRequest:
             recipe = compression_pb2.Recipe(quantise_cut=True)
@@ -338,17 +335,14 @@ async def test_a_full_queue_refuses_and_a_stop_ends_what_runs(
         again = (await stub.CompressModel(request(versions[0]))).compression
         assert again.compression_id == running.compression_id
 
-        watch = stub.WatchCompression(
-            compression_pb2.WatchCompressionRequest(compression_id=running.compression_id)
-        )
+        watch = stub.WatchCompression(compression_pb2.WatchCompressionRequest(compression_id=running.compression_id))
         while (state := (await watch.read()).compression).step != "hanging":
             assert state.state in (compression_pb2.COMPRESSION_STATE_QUEUED, compression_pb2.COMPRESSION_STATE_RUNNING)
         second = stub.WatchCompression(compression_pb2.WatchCompressionRequest(compression_id=waiting.compression_id))
         assert (await second.read()).compression.state == compression_pb2.COMPRESSION_STATE_QUEUED
         with pytest.raises(MeshError) as caught:
             async with mesh_errors():
-                await stub.GetReport(compression_pb2.GetReportRequest(compression_id=waiting.compression_id),
-                                     timeout=5)
+                await stub.GetReport(compression_pb2.GetReportRequest(compression_id=waiting.compression_id), timeout=5)
         assert caught.value.reason is Reason.NOT_READY
     for call in (watch, second):
         assert await call.code() is grpc.StatusCode.UNAVAILABLE

@@ -126,9 +126,7 @@ async def test_a_picture_is_measured_as_jpeg_or_taken_raw_or_as_told(plane: Cont
     async with partitioner(plane) as client:
 
         async def cloud_only(model: str, picture_bytes: int = 0) -> tuple[str, float]:
-            plan = await client.plan(
-                model, 1, uplink_mbps=1, rtt_ms=1, picture_bytes=picture_bytes, budget_s=BUDGET_S
-            )
+            plan = await client.plan(model, 1, uplink_mbps=1, rtt_ms=1, picture_bytes=picture_bytes, budget_s=BUDGET_S)
             (row,) = [row for row in plan.options if row.kind == "CLOUD_ONLY"]
             return row.codec, row.uplink_bytes
 

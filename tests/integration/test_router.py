@@ -239,8 +239,13 @@ async def test_a_tolerance_without_a_delta_gets_the_default_one(plane: ControlPl
 
 
 async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: ControlPlane) -> None:
-    counts = Outcomes(edge_exit=10, cloud_tail=4, edge_fallback={"DEADLINE_EXPIRED": 2}, tail_disagreed=1,
-                      refused={"IMAGE_UNDECODABLE": 3})
+    counts = Outcomes(
+        edge_exit=10,
+        cloud_tail=4,
+        edge_fallback={"DEADLINE_EXPIRED": 2},
+        tail_disagreed=1,
+        refused={"IMAGE_UNDECODABLE": 3},
+    )
     async with router(plane) as client:
         for sequence in (1, 2, 2, 1):
             await client.report_outcomes("small", 3, counts, node="mec-1", boot_id="b1", sequence=sequence)
@@ -272,7 +277,12 @@ async def test_a_report_that_makes_no_sense_is_refused_and_names_the_field(
     plane: ControlPlane, change: dict[str, object], field: str
 ) -> None:
     values: dict[str, object] = {
-        "model": "small", "version": 1, "outcomes": Outcomes(1), "node": "n", "boot_id": "b", "sequence": 1
+        "model": "small",
+        "version": 1,
+        "outcomes": Outcomes(1),
+        "node": "n",
+        "boot_id": "b",
+        "sequence": 1,
     }
     async with router(plane) as client:
         with pytest.raises(MeshError) as caught:

@@ -228,7 +228,8 @@ async def test_a_head_that_is_replaced_in_mid_stream_gets_the_rest() -> None:
             await asyncio.wait_for(stuck.wait(), WAIT_S)
         async with served(FakeHead(), int(first.address.rpartition(":")[2])) as second:
             assert_each_answered_once(await collecting, 30)
-            assert {one.frame_id for one in second.seen} == set(range(10, 30))
+            # An answer that was under way when the first head went may be asked for again, an unanswered frame must be.
+            assert {one.frame_id for one in second.seen} >= set(range(10, 30))
 
 
 async def test_a_frame_is_given_up_after_its_time_with_the_last_reason(head: FakeHead) -> None:

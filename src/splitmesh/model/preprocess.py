@@ -7,9 +7,11 @@ Two steps, so that calibration sets can be kept as small uint8 arrays: :meth:`Pr
 from __future__ import annotations
 
 import io
+import threading
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Container formats a camera may send; anything else is refused before a decoder sees it."""
 
 DEFAULT_MAX_PIXELS = 4096 * 4096
+
+_FILTERS = threading.Lock()
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Preprocess(BaseModel):
@@ -40,9 +46,9 @@ class Preprocess(BaseModel):
     """``L``: one grey channel; ``RGB``: three colour channels."""
     resize: Literal["stretch", "centre_crop"] = "stretch"
     """``stretch`` ignores the aspect ratio; ``centre_crop`` cuts the largest centred box of the right ratio first."""
-    mean: tuple[float, ...] = (0.0,)
+    mean: tuple[Finite, ...] = (0.0,)
     """Per channel, on the 0..1 scale; one value counts for all channels."""
-    std: tuple[float, ...] = (1.0,)
+    std: tuple[Finite, ...] = (1.0,)
     """Per channel, on the 0..1 scale, greater than 0; one value counts for all channels."""
 
     @model_validator(mode="after")
@@ -92,8 +98,7 @@ class Preprocess(BaseModel):
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Decode a picture whose declared size is at most ``max_pixels``, from an allow-list of formats."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _quiet():
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = picture.size
             if width * height > max_pixels:
@@ -102,7 +107,9 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
                     f"the picture is {width}x{height} pixels; at most {max_pixels} pixels are accepted",
                     metadata={"width": str(width), "height": str(height), "max_pixels": str(max_pixels)},
                 )
-            picture.load()
+            if picture.format == "TIFF":
+                picture.load()  # its decoder talks about damaged tags
+        picture.load()
     except MeshError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -113,6 +120,15 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
             f"{len(data)} bytes are not a complete picture in one of {', '.join(FORMATS)}",
         ) from error
     return picture
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A bomb is an error, other warnings of Pillow are not our callers'. Filters are global: one thread at a time."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _centre_box(size: tuple[int, int], ratio: float) -> tuple[int, int, int, int]:
