@@ -139,7 +139,13 @@ async def run_demo(folder: Path, frames: DemoFrames, options: Options, console: 
                 work_dir,
                 link=PROFILES[options.link],
                 otlp_endpoint=traces.endpoint,
-                settings={"compressor": {"holdout_share": str(options.holdout_share)}},
+                settings={
+                    "compressor": {"holdout_share": str(options.holdout_share)},
+                    "partitioner": {
+                        "holdout_share": str(options.holdout_share),
+                        "max_disagreement": str(options.max_disagreement),
+                    },
+                },
             ) as mesh:
                 version = await deploy(mesh, folder, frames, options, console)
                 await head_ready(mesh)
@@ -168,6 +174,8 @@ async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Opt
     )
     console.print(f"plan (edge {EDGE_SLOWDOWN:g}x slower, pictures stay on site): {plan.why}")
     chosen = best_cut(plan.options)
+    if not plan.options[0].cut:
+        console.print("the plan would not split; this demonstration does, with the best cut")
     console.print(
         f"cutting at [bold]{', '.join(chosen.cut)}[/]: {chosen.kind.lower()}, {chosen.latency_ms:.1f} ms expected"
     )

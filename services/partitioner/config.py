@@ -22,6 +22,8 @@ class PartitionerSettings(ServiceSettings):
     """Tolerated share of exit answers unlike the whole model's, when exits are tried at the cuts."""
     delta: float = Field(default=0.05, gt=0, lt=1)
     """Probability that the bound behind it is wrong."""
+    holdout_share: float = Field(default=0.3, gt=0, lt=1)
+    """Part of the calibration samples that thresholds of tried exits are chosen on; as the compressor's."""
     max_running_jobs: int = Field(default=1, ge=1)
     """Jobs at a time, each in a child process. More than 1 makes timings disturb each other."""
     max_waiting_jobs: int = Field(default=8, ge=0)

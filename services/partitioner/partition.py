@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from services.partitioner.config import PartitionerSettings
 from services.partitioner.profiles import ProfileCache, StoredProfile
-from services.partitioner.work import profile_version, split_version
+from services.partitioner.work import ExitTrial, profile_version, split_version
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.jobs import JobSlots, run_job
@@ -132,7 +132,7 @@ class Partitioner:
                 calibration,
                 budget_s,
                 self._settings.profile_threads,
-                (self._settings.max_disagreement, self._settings.delta),
+                ExitTrial(self._settings.max_disagreement, self._settings.delta, self._settings.holdout_share),
                 deadline_s=budget_s + self._settings.profile_margin_s,
                 max_memory_bytes=self._settings.max_job_memory_bytes,
             )

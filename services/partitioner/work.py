@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from services.partitioner.profiles import PictureSize, StoredProfile
 from splitmesh.errors import MeshError, Reason, field_error
@@ -22,17 +23,26 @@ VERIFY_BATCHES = (1, 2, 5, 8, 8, 8)
 """Batch sizes on which a split is compared, one after the other, as far as the calibration samples reach."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExitTrial:
+    """How exits are tried at the cuts; see the settings of the same names."""
+
+    max_disagreement: float
+    delta: float
+    holdout_share: float
+
+
 def profile_version(
     whole: bytes,
     manifest: bytes,
     calibration: bytes | None,
     budget_s: float,
     threads: int,
-    tolerance: tuple[float, float],
+    trial: ExitTrial,
 ) -> StoredProfile:
     """Time the cuts of a model for about ``budget_s`` seconds; of a classifier with calibration samples, try exits too.
 
-    ``tolerance``: max_disagreement and delta of the tried exits. Raises the MeshErrors of reading and profiling.
+    Raises the MeshErrors of reading and profiling.
     """
     about = Manifest.from_json(manifest)
     samples = unpack_calibration(calibration, about) if calibration is not None else None
@@ -45,8 +55,9 @@ def profile_version(
             samples.batches(TRIAL_BATCH, limit=MAX_TRIAL_SAMPLES),
             about.class_output,
             samples=min(samples.samples, MAX_TRIAL_SAMPLES),
-            max_disagreement=tolerance[0],
-            delta=tolerance[1],
+            max_disagreement=trial.max_disagreement,
+            delta=trial.delta,
+            holdout=trial.holdout_share,
             budget_s=budget_s,
         )
     return StoredProfile(budget_s=budget_s, picture=_picture_size(about, samples), profile=profile)

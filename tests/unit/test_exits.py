@@ -14,7 +14,7 @@ from scipy.special import softmax
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.exit_graph import attach_exit
 from splitmesh.model.exits import FittedExit, choose_feature, fit_exit, split_samples
-from splitmesh.model.pooling import choose_grid, pool
+from splitmesh.model.pooling import pool
 from splitmesh.model.quantize import calibrate, quantise_cut
 from splitmesh.runtime import open_session
 from splitmesh.tensor.spec import Array, TensorSpec

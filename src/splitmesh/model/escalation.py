@@ -57,6 +57,7 @@ def with_escalation(
     max_disagreement: float,
     delta: float,
     budget_s: float,
+    holdout: float = 0.3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
     """The profile with the share of hard samples at the cuts that are worth an exit; None stays at the others.
@@ -70,6 +71,7 @@ def with_escalation(
         max_disagreement: tolerated share of samples on which an exit answers and differs from the whole model.
         delta: probability that the bound is wrong.
         budget_s: no further trial begins after this many seconds.
+        holdout: share of the samples that thresholds are chosen on.
         clock: seconds.
 
     A model whose answers an exit cannot be fitted to (one class, too few samples) comes back unchanged.
@@ -87,7 +89,7 @@ def with_escalation(
         if clock() - begun > budget_s:
             break
         try:
-            fitted = fit_exit(pooled, answers, grid=sources[cut].grid, l2=TRIAL_L2)
+            fitted = fit_exit(pooled, answers, holdout=holdout, grid=sources[cut].grid, l2=TRIAL_L2)
         except MeshError as error:
             if error.reason is Reason.CALIBRATION_INSUFFICIENT:
                 return profile
