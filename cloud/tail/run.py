@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
@@ -20,6 +21,8 @@ from splitmesh.tensor import TensorLimits, require_finite, unpack
 from splitmesh.tensor.spec import Array
 
 DEFAULT_DEADLINE_MS = 10_000
+OPEN_TIMEOUT_S = 10.0
+"""A stream that does not say what it wants holds a call for no longer than this."""
 
 Requests = AsyncIterator[segment_pb2.RunRequest]
 Responses = AsyncGenerator[segment_pb2.RunResponse]
@@ -37,7 +40,11 @@ class RunStreams:
 
     async def serve(self, requests: Requests) -> Responses:
         """Read open, load the segment, then answer frames until the stream ends or the node drains."""
-        first = await anext(requests, None)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                first = await anext(requests, None)
+        except TimeoutError as error:
+            raise MeshError(Reason.DEADLINE_EXPIRED, f"no open came within {OPEN_TIMEOUT_S:g} s") from error
         if first is None or first.WhichOneof("message") != "open":
             raise MeshError(Reason.PROTOCOL_VIOLATION, "the first message must be open")
         async with self._segments.use(first.open.model, first.open.version) as loaded:

@@ -28,7 +28,6 @@ class ActiveModel:
     """To the tails; None when the version is not split."""
     gate: Gate = field(default_factory=lambda: Gate(ESCALATE_ALL))
     """Replaced whole when the router pushes a policy."""
-    policy_revision: int = 0
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 

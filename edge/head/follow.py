@@ -129,7 +129,7 @@ class ModelFollower:
 
     async def _prepare(self, fresh: ActiveModel, *, wait_for_tail: bool) -> None:
         """The last known policy, and streams to the tails."""
-        self._set_gate(fresh, *await asyncio.to_thread(self._read_policy, fresh.info.version))
+        self._set_gate(fresh, await asyncio.to_thread(self._read_policy, fresh.info.version))
         if fresh.link is None:
             return
         await fresh.link.start()
@@ -140,36 +140,35 @@ class ModelFollower:
         version = active.info.version
         try:
             async for policy in self._routing.watch_policy(self._model, version, self._settings.node):
-                self._set_gate(active, policy.revision, policy.threshold)
+                self._set_gate(active, policy.threshold)
                 try:
-                    await asyncio.to_thread(self._write_policy, version, policy.revision, policy.threshold)
+                    await asyncio.to_thread(self._write_policy, version, policy.threshold)
                 except OSError as error:
                     log.warning("the policy is in force but not kept for a restart: %s", error)
         except MeshError as error:
             log.warning("%s version %d follows no policy any more: %s", self._model, version, error)
 
-    def _set_gate(self, active: ActiveModel, revision: int, threshold: float) -> None:
-        if revision >= active.policy_revision:
-            active.gate, active.policy_revision = Gate(threshold), revision
-            log.info("threshold %.4f for %s version %d", threshold, self._model, active.info.version)
+    def _set_gate(self, active: ActiveModel, threshold: float) -> None:
+        active.gate = Gate(threshold)
+        log.info("threshold %.4f for %s version %d", threshold, self._model, active.info.version)
 
     def _policy_path(self, version: int) -> Path:
         return self._settings.data_dir / "policies" / f"{self._model}-{version}.json"
 
-    def _write_policy(self, version: int, revision: int, threshold: float) -> None:
+    def _write_policy(self, version: int, threshold: float) -> None:
         path = self._policy_path(version)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"revision": revision, "threshold": threshold}))
+        temporary.write_text(json.dumps({"threshold": threshold}))
         temporary.replace(path)
 
-    def _read_policy(self, version: int) -> tuple[int, float]:
-        """Revision and threshold last heard; everything escalates when there is none or it is damaged."""
+    def _read_policy(self, version: int) -> float:
+        """The threshold last heard; everything escalates when there is none or it is damaged."""
         try:
             policy = json.loads(self._policy_path(version).read_bytes())
-            return int(policy["revision"]), Gate(float(policy["threshold"])).threshold
+            return Gate(float(policy["threshold"])).threshold
         except (FileNotFoundError, ValueError, KeyError, TypeError, MeshError):
-            return 0, ESCALATE_ALL
+            return ESCALATE_ALL
 
 
 class Models:

@@ -234,7 +234,7 @@ async def test_a_damaged_policy_on_disk_makes_everything_escalate(whole_edge: Wo
     for service in ("registry", "router", "head"):
         await whole_edge.stop(service)
     (policy,) = (whole_edge.folder / "head" / "policies").iterdir()
-    policy.write_text('{"revision": 3, "threshold": NaN}')
+    policy.write_text('{"threshold": NaN}')
     del whole_edge.addresses["head"]
     await whole_edge.start("head")
     answer = await answered_by(await whole_edge.mesh(), EASY, AnsweredBy.CLOUD_TAIL)

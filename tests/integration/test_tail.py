@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloud.tail import run
 from cloud.tail.segments import Loaded
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
 from splitmesh.errors import MeshError, Reason
@@ -259,3 +260,12 @@ async def test_a_frame_that_poisons_its_batch_fails_alone(cloud: World, monkeypa
     (failed,) = (frame_error(one) for one in answers if one.WhichOneof("message") == "frame_error")
     assert (failed[0], failed[1].reason) == (2, Reason.MODEL_CORRUPT)
     assert Counter(one.WhichOneof("message") for one in answers)["result"] == 3
+
+
+async def test_a_stream_that_never_says_what_it_wants_is_ended(tail: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "OPEN_TIMEOUT_S", 0.1)
+    channel = open_channel(tail)
+    with pytest.raises(MeshError) as caught:
+        await Raw(segment_pb2_grpc.SegmentServiceStub(channel).Run()).read()
+    assert caught.value.reason is Reason.DEADLINE_EXPIRED
+    await channel.close()

@@ -40,7 +40,7 @@ class Policy(_message.Message):
     version: _builtins.int
     """Its version."""
     revision: _builtins.int
-    """Counts the policies of this version; a head ignores one lower than it has."""
+    """Counts the policies of this version, for logs and people; what a watch sent last is what holds."""
     threshold: _builtins.float
     """The exit answers when its confidence is at least this; above 1 everything escalates."""
     max_disagreement: _builtins.float
