@@ -17,7 +17,8 @@ from splitmesh.kernel.streams import Drain
 def build(settings: TailSettings, kernel: Kernel) -> App:
     """The tail, not started."""
     drain = Drain()
-    segments = Segments(ModelCache(settings.data_dir, RegistryClient(kernel.channels)), settings)
+    registry = RegistryClient(kernel.channels)
+    segments = Segments(ModelCache(settings.data_dir, registry, max_bytes=settings.max_cache_bytes), settings)
     servicer = SegmentServicer(RunStreams(segments, settings, kernel.telemetry, drain))
     binding = Binding(
         "splitmesh.api.segment.v1.SegmentService",

@@ -6,6 +6,7 @@ A frame that breaks a rule becomes a :class:`Broken` and the stream goes on; a s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.tensors import header_from_message
 from splitmesh.tensor import Frame, TensorLimits
 from splitmesh.tensor.framing import check_header
+
+CHUNK_TIMEOUT_S = 10.0
+"""Between two chunks of one frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,11 @@ async def _frame(
 
 
 async def _chunk(requests: AsyncIterator[segment_pb2.RunRequest], index: int) -> bytes:
-    request = await anext(requests, None)
+    try:
+        async with asyncio.timeout(CHUNK_TIMEOUT_S):
+            request = await anext(requests, None)
+    except TimeoutError as error:
+        raise MeshError(Reason.DEADLINE_EXPIRED, f"chunk {index} did not come within {CHUNK_TIMEOUT_S:g} s") from error
     if request is None or request.WhichOneof("message") != "chunk" or request.chunk.index != index:
         raise MeshError(Reason.PROTOCOL_VIOLATION, f"expected chunk {index} of the frame announced before")
     return request.chunk.data

@@ -25,6 +25,10 @@ class TailSettings(ServiceSettings):
     """Frames that one stream may have unanswered."""
     compute_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Threads inside one operator."""
+    max_run_s: float = Field(default=10.0, gt=0)
+    """Longest computation of one batch; a longer one is stopped with DEADLINE_EXPIRED, seconds."""
+    max_cache_bytes: int = Field(default=8 * 1024**3, ge=1)
+    """Most that the parts kept in `data_dir` may take together, bytes; those unused for longest go first."""
     max_loaded_segments: int = Field(default=4, ge=1)
     """Segments kept in memory; the one unused for longest goes first, one with an open stream never."""
     load_deadline_s: float = Field(default=60.0, gt=0)

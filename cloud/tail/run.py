@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
@@ -21,6 +22,10 @@ from splitmesh.tensor import TensorLimits, require_finite, unpack
 from splitmesh.tensor.spec import Array
 
 DEFAULT_DEADLINE_MS = 10_000
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 64 * 1024
+"""Larger payloads are checked and unpacked in a thread: other streams and health checks must not wait for them."""
 OPEN_TIMEOUT_S = 10.0
 """A stream that does not say what it wants holds a call for no longer than this."""
 
@@ -47,7 +52,9 @@ class RunStreams:
             raise MeshError(Reason.DEADLINE_EXPIRED, f"no open came within {OPEN_TIMEOUT_S:g} s") from error
         if first is None or first.WhichOneof("message") != "open":
             raise MeshError(Reason.PROTOCOL_VIOLATION, "the first message must be open")
-        async with self._segments.use(first.open.model, first.open.version) as loaded:
+        opening = first.open
+        log.info("%r opens a stream for %s version %d", opening.node, opening.model, opening.version)
+        async with self._segments.use(opening.model, opening.version) as loaded:
             yield segment_pb2.RunResponse(
                 accepted=segment_pb2.Accepted(
                     node=self._settings.node,
@@ -73,7 +80,7 @@ class RunStreams:
                     version=one.version,
                     inputs=[spec_to_message(spec) for spec in one.session.inputs],
                     outputs=[spec_to_message(spec) for spec in one.session.outputs],
-                    backend="onnxruntime",
+                    backend=one.session.providers[0],
                 )
                 for one in loaded
             ],
@@ -90,7 +97,10 @@ class RunStreams:
             Attr.FRAME_ID: item.frame_id,
         }
         with self._telemetry.span(Span.TAIL_FRAME, traceparent=item.traceparent, attributes=attributes) as span:
-            feeds = _feeds(item, loaded, self._limits)
+            if item.frame.header.size_bytes > INLINE_BYTES:
+                feeds = await asyncio.to_thread(_feeds, item, loaded, self._limits)
+            else:
+                feeds = _feeds(item, loaded, self._limits)
             deadline_s = (item.deadline_ms or DEFAULT_DEADLINE_MS) / 1000
             done = await loaded.batcher.submit(feeds, deadline_s)
             self._telemetry.record(Span.TAIL_QUEUE, done.enqueued_ns, done.started_ns, parent=span)

@@ -118,7 +118,7 @@ class Segments:
 
 def _open_warm(content: bytes, settings: TailSettings) -> Session:
     """Load and run once on zeros for the smallest and largest batch, so that no frame pays for the first run."""
-    session = open_session(content, threads=settings.compute_threads)
+    session = open_session(content, threads=settings.compute_threads, max_run_s=settings.max_run_s)
     batchable = all(spec.shape[:1] == (-1,) for spec in session.inputs)
     for batch in {1, settings.max_batch if batchable else 1}:
         shapes = [

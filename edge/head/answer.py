@@ -27,7 +27,7 @@ from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_id_of, tracep
 from splitmesh.kernel.tensors import tensor_to_message
 from splitmesh.model.classes import as_probabilities
 from splitmesh.model.gate import confidence
-from splitmesh.tensor import TensorLimits, pack
+from splitmesh.tensor import TensorLimits
 from splitmesh.tensor.spec import Array
 
 MAX_DEADLINE_MS = 600_000
@@ -112,7 +112,6 @@ class Answerer:
             async with asyncio.timeout_at(frame.expires):
                 seen = await loop.run_in_executor(self._workers, self._perceive, active, request)
         except TimeoutError as error:
-            self._outcomes.refused(active.info, Reason.DEADLINE_EXPIRED)
             raise MeshError(Reason.DEADLINE_EXPIRED, f"the head did not get to it in {deadline_ms} ms") from error
         self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=span)
         response = pb.InferResponse(
@@ -132,65 +131,60 @@ class Answerer:
         return response
 
     def _perceive(self, active: ActiveModel, request: pb.InferRequest) -> Perceived:
-        return perceive(active, request, max_pixels=self._settings.max_pixels, limits=self._limits)
+        settings = self._settings
+        return perceive(active, request, max_pixels=settings.max_pixels, limits=self._limits, codec=settings.codec)
 
     async def _decide(self, frame: _Frame, seen: Perceived, response: pb.InferResponse) -> None:
         """Fill in the answer: from the whole model, the exit, the tail, or the exit as fallback."""
         manifest, link = frame.active.manifest, frame.active.link
-        if manifest.split is None or link is None:
-            self._telemetry.record(Span.HEAD_SEGMENT, seen.decoded_ns, seen.ended_ns, parent=frame.span)
-            response.answered_by = pb.ANSWERED_BY_EDGE_WHOLE
-            _fill(response, frame.active, seen.outputs)
-            return
-        response.cut.extend(tensor.name for tensor in manifest.split.cut)
-        exit_row = None if manifest.exit is None else seen.outputs[manifest.exit.output]
-        sure = False
+        exit_row = seen.exit_row
         attributes: dict[Attr, AttrValue] = {}
         if exit_row is not None:
-            sure = bool(frame.active.gate.decide(exit_row)[0])
             response.exit_confidence = float(np.nan_to_num(confidence(exit_row)[0]))
             attributes = {Attr.EXIT_CONFIDENCE: response.exit_confidence, Attr.THRESHOLD: frame.active.gate.threshold}
         self._telemetry.record(
             Span.HEAD_SEGMENT, seen.decoded_ns, seen.ended_ns, parent=frame.span, attributes=attributes
         )
-        if exit_row is not None and sure:
-            response.answered_by = pb.ANSWERED_BY_EDGE_EXIT
+        if manifest.split is None or link is None:
+            _fill(response, frame.active, seen.outputs)
+            response.answered_by = pb.ANSWERED_BY_EDGE_WHOLE
+            self._outcomes.edge_whole(frame.active.info)
+            return
+        response.cut.extend(tensor.name for tensor in manifest.split.cut)
+        if exit_row is not None and seen.packed is None:
             _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
+            response.answered_by = pb.ANSWERED_BY_EDGE_EXIT
             self._outcomes.edge_exit(frame.active.info)
             return
         try:
             result = await self._escalate(frame, link, seen, response)
+            _fill(response, frame.active, result.outputs)
         except MeshError as error:
             if exit_row is None:
                 raise
+            _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
             response.answered_by = pb.ANSWERED_BY_EDGE_FALLBACK
             response.fallback_reason = error.reason.value
             frame.span.set_attribute(Attr.FALLBACK_REASON, error.reason.value)
-            _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
             self._outcomes.fallback(frame.active.info, error.reason)
             return
         response.answered_by = pb.ANSWERED_BY_CLOUD_TAIL
-        _fill(response, frame.active, result.outputs)
         disagreed = exit_row is not None and bool(response.labels) and response.labels[0].index != _best(exit_row)
         self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
 
     async def _escalate(
         self, frame: _Frame, link: SegmentLink, seen: Perceived, response: pb.InferResponse
     ) -> SegmentResult:
-        loop = asyncio.get_running_loop()
+        if seen.packed is None:
+            raise AssertionError("a frame escalates only when it was packed")
+        response.timings.encode_ms = (seen.packed_ns - seen.ended_ns) / 1e6
         with self._telemetry.span(Span.HEAD_ESCALATE, parent=frame.span) as span:
-            begun = time.perf_counter()
-            wire = frame.active.manifest.split.wire if frame.active.manifest.split else ()
-            packed = await loop.run_in_executor(
-                self._workers, pack, [(tensor.name, seen.outputs[tensor.name]) for tensor in wire], self._settings.codec
-            )
-            response.timings.encode_ms = (time.perf_counter() - begun) * 1000
-            left_s = frame.expires - loop.time() - self._settings.answer_margin_ms / 1000
+            left_s = frame.expires - asyncio.get_running_loop().time() - self._settings.answer_margin_ms / 1000
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
-            result = await link.run(packed, traceparent=traceparent_of(span), deadline_s=left_s)
-            response.uplink_bytes = len(packed.payload)
-            span.set_attribute(Attr.UPLINK_BYTES, len(packed.payload))
+            result = await link.run(seen.packed, traceparent=traceparent_of(span), deadline_s=left_s)
+            response.uplink_bytes = len(seen.packed.payload)
+            span.set_attribute(Attr.UPLINK_BYTES, len(seen.packed.payload))
         response.timings.tail_queue_ms = result.queue_ms
         response.timings.tail_ms = result.compute_ms
         response.timings.link_ms = max(0.0, result.round_trip_ms - result.queue_ms - result.compute_ms)
@@ -204,6 +198,8 @@ def _best(exit_row: Array) -> int:
 def _fill(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Array]) -> None:
     """Labels of a classifier, or the outputs themselves."""
     names = [tensor.name for tensor in active.manifest.whole.outputs]
+    if missing := set(names) - outputs.keys():
+        raise MeshError(Reason.PROTOCOL_VIOLATION, f"the answer lacks the outputs {sorted(missing)}")
     if active.manifest.task == "raw":
         response.outputs.extend(tensor_to_message(name, outputs[name]) for name in names)
         return

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from splitmesh.kernel.config import ServiceSettings, data_dir_default
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+"""What the registry accepts as the name of a model or an alias."""
 
 
 class HeadSettings(ServiceSettings):
@@ -39,6 +43,11 @@ class HeadSettings(ServiceSettings):
     """Frames decoded and computed at the same time, one thread each."""
     segment_threads: int = Field(default=1, ge=1)
     """Threads inside one operator of the head."""
+    max_run_s: float = Field(default=5.0, gt=0)
+    """Longest computation of one frame by the head; a longer one is stopped with DEADLINE_EXPIRED, seconds."""
+    max_cache_bytes: int = Field(default=8 * 1024**3, ge=1)
+    """Most that the parts kept in `data_dir` may take together, bytes; those unused for longest go first, those of a
+    version that a followed alias stands for never."""
     switch_wait_s: float = Field(default=30.0, ge=0)
     """How long a new version waits for a tail to accept it before the head switches to it all the same, seconds."""
     report_interval_s: float = Field(default=1.0, gt=0)
@@ -49,8 +58,27 @@ class HeadSettings(ServiceSettings):
     def _some_model(cls, models: str) -> str:
         if not models.replace(",", " ").strip():
             raise ValueError("names no model")
+        for name in _split(models):
+            _check_name(name)
         return models
+
+    @field_validator("alias")
+    @classmethod
+    def _possible_alias(cls, alias: str) -> str:
+        _check_name(alias)
+        if alias.isdigit():
+            raise ValueError(f"{alias!r} is only digits: that would read like a version")
+        return alias
 
     def model_names(self) -> list[str]:
         """`models` as a list."""
-        return [name.strip() for name in self.models.split(",") if name.strip()]
+        return _split(self.models)
+
+
+def _split(models: str) -> list[str]:
+    return [name.strip() for name in models.split(",") if name.strip()]
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not 1 to 64 of a-z, 0-9, dot, dash and underscore, beginning with a-z or 0-9")

@@ -26,6 +26,8 @@ from splitmesh.runtime import open_session
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+PAUSE_S = 30.0
+"""Before another try at what only an operator can mend (a full disk, a registry that refuses the question)."""
 
 
 class ModelFollower:
@@ -40,9 +42,10 @@ class ModelFollower:
         self._channels = channels
         self._registry = RegistryClient(channels)
         self._routing = RoutingClient(channels)
-        self._cache = ModelCache(settings.data_dir, self._registry)
+        self._cache = ModelCache(settings.data_dir, self._registry, max_bytes=settings.max_cache_bytes)
         self._note = f"{model}@{settings.alias}"
         self._wanted: VersionInfo | None = None
+        self._kept: int | None = None  # the version that a restart would begin with
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._policy_task: asyncio.Task[None] | None = None
@@ -55,6 +58,7 @@ class ModelFollower:
         if known is not None:
             try:
                 await self._activate(known, wait_for_tail=False)
+                self._kept = known.version
             except MeshError as error:
                 log.warning("the version on disk cannot be used: %s", error)
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._apply())]
@@ -71,21 +75,27 @@ class ModelFollower:
             self.active = None
 
     async def _watch(self) -> None:
-        async for version in self._registry.watch_alias(self._model, self._settings.alias):
-            if version is not None:
-                self._wanted = version
-                self._changed.set()
+        while True:
+            try:
+                async for version in self._registry.watch_alias(self._model, self._settings.alias):
+                    if version is not None:
+                        self._wanted = version
+                        self._changed.set()
+            except Exception as error:
+                unforeseen = not isinstance(error, MeshError)
+                log.error("%s cannot be followed; again in %.0f s: %s", self._note, PAUSE_S, error, exc_info=unforeseen)
+            await asyncio.sleep(PAUSE_S)
 
     async def _apply(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
             wanted = self._wanted
-            if wanted is None or (self.active is not None and self.active.info.version == wanted.version):
+            if wanted is None:
                 continue
             try:
-                await self._activate(wanted, wait_for_tail=True)
-                await self._cache.remember(wanted, self._note)
+                if self.active is None or self.active.info.version != wanted.version:
+                    await self._activate(wanted, wait_for_tail=True)
             except Exception as error:
                 # Whatever it is (a full disk, an artefact that nobody foresaw): the head goes on with what it has.
                 unforeseen = not isinstance(error, MeshError)
@@ -93,6 +103,22 @@ class ModelFollower:
                     "%s version %d cannot be used yet: %s", wanted.model, wanted.version, error, exc_info=unforeseen
                 )
                 asyncio.get_running_loop().call_later(RETRY_S, self._changed.set)
+            else:
+                await self._keep(wanted)
+
+    async def _keep(self, version: VersionInfo) -> None:
+        if version.version == self._kept:
+            return
+        try:
+            await self._cache.remember(version, self._note)
+        except MeshError as error:
+            log.warning(
+                "%s version %d is active but a restart would not know it; again in %.0f s: %s",
+                version.model, version.version, PAUSE_S, error,
+            )  # fmt: skip
+            asyncio.get_running_loop().call_later(PAUSE_S, self._changed.set)
+        else:
+            self._kept = version.version
 
     async def _activate(self, version: VersionInfo, *, wait_for_tail: bool) -> None:
         """Load, connect, switch; the old version goes when its last frame is answered.
@@ -102,7 +128,9 @@ class ModelFollower:
         manifest = await self._cache.manifest(version)
         segment = manifest.whole if manifest.split is None else manifest.split.head
         content = await self._cache.part(version, segment.artifact)
-        session = await asyncio.to_thread(open_session, content, threads=self._settings.segment_threads)
+        session = await asyncio.to_thread(
+            open_session, content, threads=self._settings.segment_threads, max_run_s=self._settings.max_run_s
+        )
         await asyncio.to_thread(warm_up, session)
         link = None
         if manifest.split is not None:

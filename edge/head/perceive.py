@@ -1,4 +1,7 @@
-"""From a request to what the head sees: decode, preprocess, run the head segment. Blocking; runs in a worker thread."""
+"""From a request to what the head sees: decode, preprocess, run the head segment, and pack what a tail would need.
+
+Blocking; one job in one worker thread, so that a hard frame does not queue a second time behind frames that came later.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from edge.head.active import ActiveModel
 from splitmesh.api.inference.v1 import inference_pb2
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.tensors import tensor_from_message
-from splitmesh.tensor import TensorLimits, require_finite
+from splitmesh.tensor import Frame, TensorLimits, pack, require_finite
 from splitmesh.tensor.spec import Array, spec_of
 
 MAX_CAMERA_ID = 128
@@ -20,9 +23,17 @@ class Perceived:
     """The head's outputs and where the time went (nanoseconds since the epoch)."""
 
     outputs: dict[str, Array]
+    exit_row: Array | None
+    """The exit's probabilities ``[1, classes]``; None without an exit."""
+    sure: bool
+    """The gate lets the exit answer."""
+    packed: Frame | None
+    """The features of a hard frame; None when no tail is needed."""
     started_ns: int
     decoded_ns: int
     ended_ns: int
+    """Of the head segment."""
+    packed_ns: int
 
 
 def check_request(request: inference_pb2.InferRequest, max_frame_bytes: int) -> int:
@@ -43,14 +54,21 @@ def check_request(request: inference_pb2.InferRequest, max_frame_bytes: int) -> 
 
 
 def perceive(
-    active: ActiveModel, request: inference_pb2.InferRequest, *, max_pixels: int, limits: TensorLimits
+    active: ActiveModel, request: inference_pb2.InferRequest, *, max_pixels: int, limits: TensorLimits, codec: str
 ) -> Perceived:
-    """Decode and compute one frame."""
+    """Decode and compute one frame; ``codec`` packs it when it is hard."""
     started_ns = time.time_ns()
     feeds = _feeds(active, request, max_pixels, limits)
     decoded_ns = time.time_ns()
     outputs = active.session.run(feeds)
-    return Perceived(outputs, started_ns, decoded_ns, time.time_ns())
+    ended_ns = time.time_ns()
+    manifest = active.manifest
+    exit_row = None if manifest.exit is None else outputs[manifest.exit.output]
+    sure = exit_row is not None and bool(active.gate.decide(exit_row)[0])
+    packed = None
+    if manifest.split is not None and not sure:
+        packed = pack([(tensor.name, outputs[tensor.name]) for tensor in manifest.split.wire], codec)
+    return Perceived(outputs, exit_row, sure, packed, started_ns, decoded_ns, ended_ns, time.time_ns())
 
 
 def _feeds(

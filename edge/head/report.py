@@ -20,10 +20,14 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 
+LAST_REPORT_S = 2.0
+"""For the report at a stop."""
+
 
 @dataclass(slots=True)
 class _Tally:
     edge_exit: int = 0
+    edge_whole: int = 0
     cloud_tail: int = 0
     tail_disagreed: int = 0
     fallback: Counter[str] = field(default_factory=Counter)
@@ -32,6 +36,7 @@ class _Tally:
     def counts(self) -> Counts:
         return Counts(
             edge_exit=self.edge_exit,
+            edge_whole=self.edge_whole,
             cloud_tail=self.cloud_tail,
             edge_fallback=dict(self.fallback),
             tail_disagreed=self.tail_disagreed,
@@ -69,11 +74,19 @@ class Outcomes:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            await self._send()
+            try:
+                async with asyncio.timeout(LAST_REPORT_S):
+                    await self._send()
+            except TimeoutError:
+                log.warning("the last outcomes were not reported: the router does not answer")
 
     def edge_exit(self, version: VersionInfo) -> None:
         """A confident exit answered."""
         self._tally(version).edge_exit += 1
+
+    def edge_whole(self, version: VersionInfo) -> None:
+        """The whole model answered at the edge."""
+        self._tally(version).edge_whole += 1
 
     def cloud_tail(self, version: VersionInfo, *, disagreed: bool) -> None:
         """The tail answered, and named another class than the exit or not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import datetime
@@ -20,6 +21,8 @@ from services.router.wire import (
 )
 from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
 
+log = logging.getLogger(__name__)
+
 
 class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     """Serves policies and counts."""
@@ -37,7 +40,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     ) -> AsyncIterator[routing_pb2.WatchPolicyResponse]:
         """The policy now, then each change."""
         model, version = model_from(request.model), version_from(request.version)
-        name_from("node", request.node)
+        log.info("%r watches the policy of %s v%d", name_from("node", request.node), model, version)
         async with aclosing(self._board.watch(model, version)) as policies:
             async for policy in policies:
                 yield routing_pb2.WatchPolicyResponse(policy=policy_to(policy))

@@ -44,6 +44,7 @@ class Counts:
     """By reason code."""
     refused: Mapping[str, int] = field(default_factory=dict)
     """By reason code."""
+    edge_whole: int = 0
 
     def plus(self, other: Counts) -> Counts:
         """The sum."""
@@ -53,6 +54,7 @@ class Counts:
             self.tail_disagreed + other.tail_disagreed,
             _sum(self.edge_fallback, other.edge_fallback),
             _sum(self.refused, other.refused),
+            self.edge_whole + other.edge_whole,
         )
 
 

@@ -180,6 +180,7 @@ def _text(counts: Counts) -> str:
             "tail_disagreed": counts.tail_disagreed,
             "edge_fallback": dict(counts.edge_fallback),
             "refused": dict(counts.refused),
+            "edge_whole": counts.edge_whole,
         }
     )
 

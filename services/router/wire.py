@@ -74,8 +74,10 @@ def _counts_from(message: routing_pb2.OutcomeCounts) -> Counts:
         tail_disagreed=message.tail_disagreed,
         edge_fallback=_by_reason("counts.edge_fallback", message.edge_fallback),
         refused=_by_reason("counts.refused", message.refused),
+        edge_whole=message.edge_whole,
     )
-    values = [counts.edge_exit, counts.cloud_tail, *counts.edge_fallback.values(), *counts.refused.values()]
+    plain = (counts.edge_exit, counts.cloud_tail, counts.edge_whole)
+    values = [*plain, *counts.edge_fallback.values(), *counts.refused.values()]
     if max(values) > MAX_COUNT:
         raise field_error("counts", f"hold {max(values)} samples of one kind; at most {MAX_COUNT} in one report")
     if counts.tail_disagreed > counts.cloud_tail:

@@ -116,8 +116,9 @@ def run(tmp_path: Path) -> Run:
 def test_the_report_counts_who_answered_how_well(run: Run) -> None:
     figures = measure(run)
     assert figures.keys() >= FIELDS
-    counts = ("frames", "answered", "refused", "lost", "edge_exit", "cloud_tail", "edge_fallback", "ng")
-    assert [figures[name] for name in counts] == [5, 3, 1, 1, 1, 1, 1, 2]
+    counts = ("frames", "answered", "lost", "edge_exit", "cloud_tail", "edge_fallback", "ng")
+    # every frame of the demo is a sound picture: one that was refused is as lost as one nobody spoke of
+    assert [figures[name] for name in counts] == [5, 3, 2, 1, 1, 1, 2]
     assert figures["agreement_with_full_model"] == pytest.approx(2 / 3)
     assert figures["accuracy"] == pytest.approx(2 / 3)
     assert figures["ng_recall"] == 0.5

@@ -90,7 +90,11 @@ async def test_under_load_a_batch_holds_frames_of_several_cameras(factory: Facto
     def computed(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
         return [span for span in spans if span.trace_id in trace_ids and span.name == Span.TAIL_COMPUTE]
 
-    spans = await factory.traces.wait_for(lambda found: len(computed(found)) == len(trace_ids) == 120, 20)
+    def complete(found: list[ReceivedSpan]) -> bool:
+        heads = {span.trace_id for span in found if span.name == Span.HEAD_FRAME}
+        return len(computed(found)) == len(trace_ids) == 120 and trace_ids <= heads
+
+    spans = await factory.traces.wait_for(complete, 20)
     cameras = {span.trace_id: span.attributes["splitmesh.camera.id"] for span in spans if span.name == Span.HEAD_FRAME}
     batches: dict[object, list[ReceivedSpan]] = {}
     for span in computed(spans):

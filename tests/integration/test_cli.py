@@ -2,11 +2,13 @@
 
 import asyncio
 import hashlib
+import json
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MODEL = "stripes"
 CALIBRATED_ON = 150
 FRAMES = 12
+REPORTED_WITHIN_S = 60.0
 TIMINGS = {"queue_ms", "decode_ms", "head_ms", "encode_ms", "link_ms", "tail_queue_ms", "tail_ms", "total_ms"}
 
 
@@ -45,6 +48,8 @@ class Deployed:
     """A mesh on which every step went through, and what each step printed."""
 
     mesh: Mesh
+    empty: Ended
+    """The nodes before there was a model."""
     pushed: Ended
     split: Ended
     compressed: Ended
@@ -59,7 +64,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     pictures(folder / "calibration", CALIBRATED_ON)
     pictures(folder / "frames", FRAMES, seed=5)
     launcher = ProcessLauncher(ROOT, folder / "run")
-    settings = {"head": {"models": MODEL}, "registry": {"min_free_bytes": "0"}}
+    settings = {"head": {"models": MODEL, "report_interval_s": "0.2"}, "registry": {"min_free_bytes": "0"}}
     async with LocalMesh(launcher, folder, settings=settings) as running:
         addresses = ",".join(f"{service}={running.address(service)}" for service in MODULES)
         yield Mesh(addresses, running.address("head"), folder)
@@ -68,6 +73,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployed(mesh: Mesh) -> Deployed:
     files = mesh.folder
+    empty = await mesh.run("nodes", "--json")
     pushed = await mesh.run(
         *("models", "push", files / "small.onnx", "--name", MODEL, "--labels", files / "labels.json"),
         *("--preprocess", files / "preprocess.json", "--calibration", files / "calibration"),
@@ -79,7 +85,7 @@ async def deployed(mesh: Mesh) -> Deployed:
     promoted = await mesh.run("models", "promote", f"{MODEL}:3", "--json")
     assert promoted.code == 0, (pushed, split, compressed, tolerance, promoted)
     await serving(mesh.head)
-    return Deployed(mesh, pushed, split, compressed, tolerance, promoted)
+    return Deployed(mesh, empty, pushed, split, compressed, tolerance, promoted)
 
 
 async def test_push_registers_a_version_with_all_its_files(deployed: Deployed) -> None:
@@ -191,7 +197,9 @@ async def test_stream_answers_a_folder_line_by_line_and_names_what_it_refuses(
 ) -> None:
     shutil.copytree(deployed.mesh.folder / "frames", tmp_path / "frames")
     (tmp_path / "frames" / "zz-broken.jpg").write_bytes(b"no picture")
-    lines = (await deployed.mesh.run("stream", tmp_path / "frames", "--json", "--deadline-ms", 5000)).lines
+    ended = await deployed.mesh.run("stream", tmp_path / "frames", "--json", "--deadline-ms", 5000)
+    assert ended.code == 1
+    lines = [json.loads(line) for line in ended.out.splitlines()]
     assert sorted(line["frame_id"] for line in lines) == list(range(FRAMES + 1))
     (failure,) = (line for line in lines if "error" in line)
     assert (failure["frame_id"], failure["error"]["reason"]) == (FRAMES, "IMAGE_UNDECODABLE")
@@ -230,10 +238,37 @@ async def test_nodes_says_who_is_well_and_what_a_tail_has_loaded(deployed: Deplo
     nodes = {node["service"]: node for node in (await deployed.mesh.run("nodes", "--json")).json}
     assert nodes.keys() == MODULES.keys()
     assert {node["health"] for node in nodes.values()} == {"SERVING"}
-    assert f"{MODEL}:3" in nodes["tail"]["detail"]
+    assert f"{MODEL}:3 on CPUExecutionProvider" in nodes["tail"]["detail"]
     assert nodes["head"]["address"] == deployed.mesh.head
     table = await deployed.mesh.run("nodes")
     assert table.out.count("SERVING") == len(MODULES)
+
+
+async def test_nodes_says_that_a_head_has_no_model_yet(deployed: Deployed) -> None:
+    (head,) = (node for node in deployed.empty.json if node["service"] == "head")
+    assert (head["health"], head["detail"]) == ("NOT_SERVING", "no model yet")
+
+
+async def test_outcomes_counts_what_each_node_answered_and_refused(deployed: Deployed) -> None:
+    run, files = deployed.mesh.run, deployed.mesh.folder
+    assert "no reports yet" in (await run("outcomes", "nothing")).out
+    assert (await run("infer", files / "frames" / "0000.png")).code == 0
+    refused(await run("infer", files / "labels.json"), "IMAGE_UNDECODABLE")
+    async with asyncio.timeout(REPORTED_WITHIN_S):
+        while not _reported(found := (await run("outcomes", MODEL, "--json")).json):
+            pass  # the command itself takes its time
+    (entry,) = found
+    assert (entry["version"], entry["outcomes"]["edge_whole"]) == (3, 0)
+    table = await run("outcomes", MODEL)
+    assert all(column in table.out for column in ("edge fallback", "edge whole", "tail disagreed", "last report"))
+    assert entry["node"] in table.out
+    assert "(IMAGE_UNDECODABLE" in table.out
+
+
+def _reported(entries: list[Any]) -> bool:
+    """Whether both an answer and a refusal have reached the router."""
+    counts = [entry["outcomes"] for entry in entries]
+    return any(each["edge_exit"] + each["cloud_tail"] and each["refused"] for each in counts)
 
 
 async def test_refusals_of_services_reach_the_user_with_their_reason(deployed: Deployed) -> None:

@@ -1,5 +1,6 @@
 """The command line on files alone, with no service running: plan, split, and what is refused how."""
 
+import sys
 import sysconfig
 import wave
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from splitmesh.cli import app as cli_app
 from splitmesh.model.manifest import HEAD, TAIL, WHOLE, Manifest
 from tests.integration.command_line import model_files, pictures, refused, splitmesh, splitmesh_here
 from tests.integration.small_model import CUT, LABELS, small_manifest, small_model, small_pictures
@@ -210,10 +212,18 @@ def test_a_mesh_that_is_away_shows_as_unreachable() -> None:
     ]
 
 
+def test_a_command_without_its_packages_says_how_to_get_them(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "splitmesh.model.load", None)
+    monkeypatch.setattr(cli_app, "CLOUD_ONLY", frozenset({"splitmesh.model.load"}))
+    ended = splitmesh_here("plan", files / "small.onnx", "--uplink-mbps", 5, "--rtt-ms", 30)
+    assert ended.code == 1
+    assert "pip install '.[cloud]' from the checkout, or splitmesh[cloud]" in ended.err
+
+
 def test_the_installed_command_is_this_one() -> None:
     script = Path(sysconfig.get_path("scripts")) / "splitmesh"
     assert "from splitmesh.cli import main" in script.read_text()
     ended = splitmesh_here("--help")
     assert ended.code == 0
-    for command in ("infer", "stream", "models", "plan", "split", "compress", "tolerance", "nodes"):
+    for command in ("infer", "stream", "models", "plan", "split", "compress", "tolerance", "outcomes", "nodes"):
         assert f" {command} " in ended.out

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge.head import follow
 from splitmesh.client import Answer, AnsweredBy, MeshError, Reason
+from splitmesh.client.cache import ModelCache
+from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.kernel.errors import from_status
+from splitmesh.runtime import Session, open_session
 from tests.support.models import (
     EASY,
     EASY_LABEL,
@@ -264,3 +270,61 @@ async def test_a_head_serves_several_models_by_name(edge: World) -> None:
     mesh = await edge.mesh(model=WHOLE_ONLY)
     answer = await answered_by(mesh, HARD, AnsweredBy.EDGE_WHOLE)
     assert answer.model == WHOLE_ONLY
+
+
+async def test_a_watch_that_is_refused_is_an_error_in_the_log_and_tried_again(
+    edge: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors: list[Exception] = [MeshError(Reason.UNIMPLEMENTED, "an old registry"), ValueError("unforeseen")]
+    watch_alias = RegistryClient.watch_alias
+
+    async def refused_twice(self: RegistryClient, model: str, alias: str) -> AsyncIterator[VersionInfo | None]:
+        if errors:
+            raise errors.pop(0)
+        async for version in watch_alias(self, model, alias):
+            yield version
+
+    monkeypatch.setattr(RegistryClient, "watch_alias", refused_twice)
+    monkeypatch.setattr(follow, "PAUSE_S", 0.01)
+    await edge.start("head", models=WHOLE_ONLY)
+    assert (await answered_by_version(await edge.ready_mesh(), 1)).answered_by is AnsweredBy.EDGE_WHOLE
+    logged = [record for record in caplog.records if "cannot be followed" in record.message]
+    assert [record.levelno for record in logged] == [logging.ERROR] * 2
+
+
+async def test_a_version_that_cannot_be_kept_is_active_and_kept_later(
+    edge: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=follow.__name__)
+    full, kept = [True, True], asyncio.Event()
+    remember = ModelCache.remember
+
+    async def twice_full(self: ModelCache, version: VersionInfo, name: str) -> None:
+        if full:
+            full.pop()
+            raise MeshError(Reason.STORAGE_FULL, "no space left")
+        await remember(self, version, name)
+        kept.set()
+
+    monkeypatch.setattr(ModelCache, "remember", twice_full)
+    monkeypatch.setattr(follow, "PAUSE_S", 0.01)
+    await edge.start("head", models=WHOLE_ONLY)
+    async with asyncio.timeout(WAIT_S):
+        await kept.wait()
+    assert (await answered_by_version(await edge.ready_mesh(), 1)).answered_by is AnsweredBy.EDGE_WHOLE
+    assert caplog.text.count("a restart would not know it") == 2
+    assert "cannot be used yet" not in caplog.text
+    assert caplog.text.count("is active\n") == 1
+
+
+async def test_the_longest_run_is_a_setting(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def spied(model: bytes, **options: Any) -> Session:
+        limits.append(options["max_run_s"])
+        return open_session(model, **options)
+
+    monkeypatch.setattr(follow, "open_session", spied)
+    await edge.start("head", models=WHOLE_ONLY, max_run_s=2.5)
+    await edge.ready_mesh()
+    assert limits == [2.5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -82,6 +83,14 @@ async def test_without_usable_outcomes_everything_escalates_and_the_policy_says_
     assert policy.threshold == 2.0
     assert policy.coverage == 0.0
     assert reason in policy.why
+
+
+async def test_the_log_names_the_node_that_watches(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> None:
+    await push_small(plane.registry, "small")
+    with caplog.at_level(logging.INFO, "services.router"):
+        async with router(plane) as client:
+            await first(client)
+    assert "'mec-1' watches the policy of small v1" in caplog.messages
 
 
 async def test_every_watcher_gets_a_new_tolerance_without_asking(plane: ControlPlane) -> None:
@@ -245,6 +254,7 @@ async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: Contr
         edge_fallback={"DEADLINE_EXPIRED": 2},
         tail_disagreed=1,
         refused={"IMAGE_UNDECODABLE": 3},
+        edge_whole=5,
     )
     async with router(plane) as client:
         for sequence in (1, 2, 2, 1):
@@ -254,7 +264,7 @@ async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: Contr
         assert [entry.version for entry in await client.get_outcomes("small", 4)] == [4]
         assert await client.get_outcomes("other") == []
     assert (first_entry.node, first_entry.version) == ("mec-1", 3)
-    assert first_entry.outcomes == Outcomes(20, 8, {"DEADLINE_EXPIRED": 4}, 2, {"IMAGE_UNDECODABLE": 6})
+    assert first_entry.outcomes == Outcomes(20, 8, {"DEADLINE_EXPIRED": 4}, 2, {"IMAGE_UNDECODABLE": 6}, 10)
     assert second_entry.outcomes == counts
     assert first_entry.last_report_time.tzinfo is not None
 
@@ -271,6 +281,7 @@ async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: Contr
         ({"outcomes": Outcomes(edge_fallback={"no reason": 1})}, "counts.edge_fallback"),
         ({"outcomes": Outcomes(refused={f"R{n}": 1 for n in range(65)})}, "counts.refused"),
         ({"outcomes": Outcomes(edge_exit=2**63)}, "counts"),
+        ({"outcomes": Outcomes(edge_whole=2**63)}, "counts"),
     ],
 )
 async def test_a_report_that_makes_no_sense_is_refused_and_names_the_field(

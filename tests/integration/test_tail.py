@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud.tail import run
+from cloud.tail import run, segments
 from cloud.tail.segments import Loaded
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import open_channel
+from splitmesh.model.manifest import MANIFEST, TAIL
+from splitmesh.runtime import Session, open_session
 from splitmesh.tensor.spec import Array
 from tests.support.models import CUT, EASY, HARD, features
 from tests.support.wire import (
@@ -269,3 +271,28 @@ async def test_a_stream_that_never_says_what_it_wants_is_ended(tail: str, monkey
         await Raw(segment_pb2_grpc.SegmentServiceStub(channel).Run()).read()
     assert caught.value.reason is Reason.DEADLINE_EXPIRED
     await channel.close()
+
+
+async def test_above_its_cap_the_cache_keeps_the_version_in_use(cloud: World) -> None:
+    tail = await cloud.start("tail", max_cache_bytes=1)
+    for version in (1, 2):
+        async with run_stream(tail.address, MODEL, version) as raw:
+            await assert_alive(raw)
+    artifacts = (await cloud.registry.get_version(MODEL, 2)).artifacts
+    assert {path.name for path in (cloud.folder / "tail" / "parts").iterdir()} == {
+        artifacts[name].sha256 for name in (MANIFEST, TAIL)
+    }
+
+
+async def test_the_longest_run_is_a_setting(cloud: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def spied(model: bytes, **options: Any) -> Session:
+        limits.append(options["max_run_s"])
+        return open_session(model, **options)
+
+    monkeypatch.setattr(segments, "open_session", spied)
+    tail = await cloud.start("tail", max_run_s=2.5)
+    async with run_stream(tail.address, MODEL) as raw:
+        await assert_alive(raw)
+    assert limits == [2.5]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 
 import splitmesh.api
+from splitmesh.client.segment import SegmentLink
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import (
     IDEMPOTENT,
@@ -16,8 +19,10 @@ from splitmesh.kernel.channels import (
     Channels,
     _service_config,
     mesh_errors,
+    open_channel,
     transport_options,
 )
+from splitmesh.kernel.discovery import Instance
 from splitmesh.kernel.discovery_static import StaticDiscovery
 
 
@@ -84,3 +89,73 @@ def test_what_is_retried_exists_is_unary_and_only_when_unavailable() -> None:
     assert entry["retryPolicy"]["retryableStatusCodes"] == [grpc.StatusCode.UNAVAILABLE.name]
     assert {"service": "splitmesh.api.registry.v1.RegistryService", "method": "GetVersion"} in entry["name"]
     assert not any(name["method"] in ("CreateVersion", "Infer") for name in entry["name"])
+
+
+def _closed(channel: grpc.aio.Channel) -> bool:
+    return channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+
+
+async def test_a_held_channel_is_shared_and_closed_by_the_last_holder(channels: Channels) -> None:
+    async with channels.hold("127.0.0.1:1") as first:
+        async with channels.hold("127.0.0.1:1") as second, channels.hold("127.0.0.1:2") as other:
+            assert first is second is not other
+        assert _closed(other)
+        assert not _closed(first)
+    assert _closed(first)
+    async with channels.hold("127.0.0.1:1") as again:
+        assert not _closed(again)
+
+
+async def test_leaving_a_held_channel_takes_none_from_those_who_hold_nothing(channels: Channels) -> None:
+    taken = channels.at("127.0.0.1:1")
+    async with channels.hold("127.0.0.1:1"):
+        pass
+    assert not _closed(taken)
+
+
+async def test_a_holder_may_leave_after_everything_is_closed(channels: Channels) -> None:
+    async with channels.hold("127.0.0.1:1") as channel:
+        await channels.close()
+        assert _closed(channel)
+
+
+class _Told(StaticDiscovery):
+    """Knows what the test tells it, per service."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self._news: dict[str, asyncio.Queue[tuple[Instance, ...]]] = {"one": asyncio.Queue(), "two": asyncio.Queue()}
+
+    async def tell(self, service: str, *instances: Instance) -> None:
+        """Returns when the watcher has done what it does about it."""
+        self._news[service].put_nowait(instances)
+        await self._news[service].join()
+
+    async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        while True:
+            yield await self._news[service].get()
+            self._news[service].task_done()
+
+
+async def test_the_channel_to_a_vanished_tail_is_closed_when_no_link_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[grpc.aio.Channel] = []
+
+    def spied(address: str, **options: Any) -> grpc.aio.Channel:
+        opened.append(open_channel(address, **options))
+        return opened[-1]
+
+    monkeypatch.setattr("splitmesh.kernel.channels.open_channel", spied)
+    discovery = _Told()
+    channels = Channels(discovery)
+    links = {name: SegmentLink(channels, "m", 1, "head-1", service=name) for name in ("one", "two")}
+    for name, link in links.items():
+        await link.start()
+        await discovery.tell(name, Instance("tail", "tail-1", "127.0.0.1:1"))
+    (channel,) = opened
+    await discovery.tell("one")
+    assert not _closed(channel)
+    await discovery.tell("two")
+    assert _closed(channel)
+    for link in links.values():
+        await link.stop()
+    await channels.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from edge.head.config import HeadSettings
 from splitmesh.kernel.config import ENV_PREFIX, ServiceSettings, data_dir_default, describe_settings
 from splitmesh.kernel.discovery_consul import ConsulDiscovery
 from splitmesh.kernel.discovery_static import StaticDiscovery
@@ -103,6 +104,32 @@ def test_a_value_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         ServiceSettings(**{name: value})  # type: ignore[arg-type]
     assert caught.value.errors()[0]["loc"] == (name,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("models", " , "),
+        ("models", "Solder Joints"),
+        ("models", "good,../escape"),
+        ("models", ".hidden"),
+        ("models", "x" * 65),
+        ("alias", ""),
+        ("alias", "Production"),
+        ("alias", "12"),
+        ("max_run_s", 0),
+        ("max_cache_bytes", 0),
+    ],
+)
+def test_a_head_refuses_what_the_registry_would_refuse(name: str, value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        HeadSettings(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.errors()[0]["loc"] == (name,)
+
+
+def test_a_head_takes_every_name_that_the_registry_takes() -> None:
+    settings = HeadSettings(models=f"a, solder-joints_2.1,{'x' * 64}", alias="2-go")
+    assert settings.model_names() == ["a", "solder-joints_2.1", "x" * 64]
 
 
 def test_a_token_is_not_printed() -> None:

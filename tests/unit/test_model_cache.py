@@ -66,8 +66,8 @@ def registry() -> _Registry:
     return _Registry()
 
 
-def _cache(folder: Path, registry: _Registry) -> ModelCache:
-    return ModelCache(folder, cast(RegistryClient, registry))
+def _cache(folder: Path, registry: Any, **options: int) -> ModelCache:
+    return ModelCache(folder, cast(RegistryClient, registry), **options)
 
 
 @pytest.fixture
@@ -277,3 +277,104 @@ async def test_a_note_that_cannot_be_replaced_stays(
         await cache.remember(replace(VERSION, version=4), "joints@production")
     assert await cache.recall("joints@production") == VERSION
     assert len(_files(tmp_path)) == 1
+
+
+SIZE = 100
+
+
+def _numbered(version: int) -> VersionInfo:
+    """With one part of 100 bytes that no other version has."""
+    return replace(VERSION, version=version, artifacts={HEAD: _ref(HEAD, _content(version))})
+
+
+def _content(version: int) -> bytes:
+    return bytes([version]) * SIZE
+
+
+class _ManyVersions:
+    """A registry of all the numbered versions."""
+
+    async def pull_artifact(self, ref: ArtifactRef) -> bytes:
+        return next(content for content in map(_content, range(256)) if _ref(HEAD, content) == ref)
+
+    async def get_version(self, model: str, version: int) -> VersionInfo:
+        return _numbered(version)
+
+
+def _parts(folder: Path) -> list[int]:
+    return sorted(path.read_bytes()[0] for path in (folder / "parts").iterdir())
+
+
+async def _use(cache: ModelCache, folder: Path, *versions: int) -> None:
+    for version in versions:
+        await cache.part(_numbered(version), HEAD)
+        # Clocks of file systems are coarse: everything else is made older.
+        for path in (folder / "parts").iterdir():
+            if path.read_bytes()[0] != version:
+                status = path.stat()
+                os.utime(path, (status.st_atime - 10, status.st_mtime - 10))
+
+
+async def test_above_the_cap_the_part_unused_for_longest_goes(tmp_path: Path) -> None:
+    cache = _cache(tmp_path, _ManyVersions(), max_bytes=3 * SIZE)
+    await _use(cache, tmp_path, 1, 2, 3)
+    assert _parts(tmp_path) == [1, 2, 3]
+    await _use(cache, tmp_path, 1, 4)
+    assert _parts(tmp_path) == [1, 3, 4]
+    await _use(cache, tmp_path, 5, 6, 7, 8)
+    assert _parts(tmp_path) == [6, 7, 8]
+
+
+async def test_the_parts_of_an_aliased_version_stay_until_the_alias_moves(tmp_path: Path) -> None:
+    cache = _cache(tmp_path, _ManyVersions(), max_bytes=2 * SIZE)
+    await _use(cache, tmp_path, 1)
+    await cache.remember(_numbered(1), "joints@production")
+    await _use(cache, tmp_path, 2, 3, 4)
+    assert _parts(tmp_path) == [1, 4]
+    await cache.remember(_numbered(4), "joints@production")
+    await _use(cache, tmp_path, 5)
+    assert _parts(tmp_path) == [4, 5]
+
+
+async def test_a_note_by_number_keeps_no_part(tmp_path: Path) -> None:
+    cache = _cache(tmp_path, _ManyVersions(), max_bytes=SIZE)
+    for version in (1, 2):
+        await cache.part(await cache.version("joints", version), HEAD)
+    assert _parts(tmp_path) == [2]
+
+
+async def test_the_version_in_use_stays_whole_above_the_cap(
+    tmp_path: Path, registry: _Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = _cache(tmp_path, registry, max_bytes=1)
+    await cache.part(VERSION, MANIFEST)
+    await cache.part(VERSION, HEAD)
+    assert len(_files(tmp_path)) == 2
+    assert "above its limit" in caplog.text
+
+
+async def test_a_part_that_cannot_be_removed_costs_no_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = _cache(tmp_path, _ManyVersions(), max_bytes=SIZE)
+    await _use(cache, tmp_path, 1)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert await cache.part(_numbered(2), HEAD) == _content(2)
+    assert "cannot remove" in caplog.text
+
+
+async def test_versions_are_remembered_by_number_up_to_a_count_and_by_alias_always(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitmesh.client.cache.MAX_NUMBERED", 2)
+    cache = _cache(tmp_path, _ManyVersions())
+    await cache.remember(_numbered(1), "joints@production")
+    for age, version in enumerate((1, 2, 3)):
+        await cache.version("joints", version)
+        path = tmp_path / "versions" / "joints" / f"{version}.json"
+        os.utime(path, (1000 + age, 1000 + age))
+    assert sorted(path.stem for path in (tmp_path / "versions" / "joints").iterdir()) == ["2", "3", "production"]

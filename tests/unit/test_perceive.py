@@ -32,30 +32,32 @@ def active() -> ActiveModel:
 
 
 def test_a_picture_becomes_the_cuts_tensors_and_the_exits_row(active: ActiveModel) -> None:
-    seen = perceive(active, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
+    seen = perceive(active, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")
     assert seen.outputs.keys() == {CUT, EXIT_OUTPUT}
     assert seen.outputs[CUT] == pytest.approx(features(HARD))
     assert seen.started_ns <= seen.decoded_ns <= seen.ended_ns
 
 
 def test_a_picture_of_another_size_is_resized(active: ActiveModel) -> None:
-    seen = perceive(active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=10_000, limits=LIMITS)
+    seen = perceive(
+        active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=10_000, limits=LIMITS, codec="zstd"
+    )
     assert seen.outputs[CUT] == pytest.approx(features(HARD))
 
 
 def test_a_picture_above_the_limit_of_pixels_is_refused(active: ActiveModel) -> None:
     with pytest.raises(MeshError) as caught:
-        perceive(active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=9_999, limits=LIMITS)
+        perceive(active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=9_999, limits=LIMITS, codec="zstd")
     assert caught.value.reason is Reason.IMAGE_TOO_LARGE
 
 
 def test_a_model_that_declares_no_preprocessing_takes_tensors_only(active: ActiveModel) -> None:
     bare = ActiveModel(active.info, active.manifest.model_copy(update={"preprocess": None}), active.session, None)
     with pytest.raises(MeshError) as caught:
-        perceive(bare, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
+        perceive(bare, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")
     assert caught.value.fields[0][0] == "image"
     tensor = tensor_to_message("image", np.full((1, 1, 16, 16), 0.5, np.float32))
-    seen = perceive(bare, pb.InferRequest(tensor=tensor), max_pixels=1, limits=LIMITS)
+    seen = perceive(bare, pb.InferRequest(tensor=tensor), max_pixels=1, limits=LIMITS, codec="zstd")
     assert seen.outputs[CUT].max() == 0.5
 
 
@@ -65,7 +67,7 @@ def test_a_tensor_that_is_not_finite_never_reaches_the_model(active: ActiveModel
     bad[0, 0, 3, 3] = value
     request = pb.InferRequest(tensor=tensor_to_message("image", bad))
     with pytest.raises(MeshError) as caught:
-        perceive(active, request, max_pixels=1, limits=LIMITS)
+        perceive(active, request, max_pixels=1, limits=LIMITS, codec="zstd")
     assert caught.value.reason is Reason.TENSOR_NOT_FINITE
 
 
@@ -91,7 +93,7 @@ async def test_a_version_in_use_is_closed_when_its_last_frame_is_answered(active
         retiring = asyncio.create_task(version.retire())
         await asyncio.sleep(0)
         assert not retiring.done()
-        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
+        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")
     await asyncio.wait_for(retiring, 5)
     with pytest.raises(MeshError):
-        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS)
+        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")

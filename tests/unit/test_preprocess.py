@@ -1,6 +1,7 @@
 """Pictures to inputs: the arithmetic by hand, and every bad picture refused with its reason and without a warning."""
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -241,3 +242,30 @@ def _refusal(data: bytes) -> Reason | None:
     except MeshError as error:
         return error.reason
     return None
+
+
+def test_damaged_tags_of_a_tiff_give_no_more_than_a_reason() -> None:
+    rng = np.random.default_rng(0)
+    for compression in (None, "tiff_lzw", "tiff_deflate"):
+        whole = _encoded(_noise(12, 12), "TIFF", compression=compression)
+        tags = int.from_bytes(whole[4:8], "little")
+        for entry in range(tags + 2, tags + 2 + 12 * whole[tags], 12):
+            for kind in range(14):
+                damaged = bytearray(whole)
+                damaged[entry + 2] = kind  # the type of the tag's values
+                for _ in range(4):
+                    assert _refusal(bytes(damaged)) in (None, Reason.IMAGE_UNDECODABLE, Reason.IMAGE_TOO_LARGE)
+                    damaged[rng.integers(tags, len(whole))] = rng.integers(0, 14)
+
+
+@pytest.mark.parametrize("error", [TypeError("a tag"), OverflowError("a size"), struct.error("a field")])
+def test_whatever_the_decoder_or_the_conversion_raises_is_undecodable(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    for step in ("load", "convert"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"PIL.PngImagePlugin.PngImageFile.{step}", broken)
+            assert _refusal(_encoded(PHOTO)) is Reason.IMAGE_UNDECODABLE

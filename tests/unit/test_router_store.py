@@ -17,7 +17,12 @@ from splitmesh.errors import MeshError, Reason
 
 NOW = datetime(2025, 1, 2, 3, 4, 5, 678901, UTC)
 REPORT = Report(
-    node="mec-1", boot_id="b1", sequence=1, model="joints", version=3, counts=Counts(10, 4, 1, {"LINK": 2}, {"BAD": 1})
+    node="mec-1",
+    boot_id="b1",
+    sequence=1,
+    model="joints",
+    version=3,
+    counts=Counts(10, 4, 1, {"LINK": 2}, {"BAD": 1}, 5),
 )
 
 
@@ -52,7 +57,7 @@ async def test_reports_add_up_by_version_and_node(store: RouterStore) -> None:
     assert await store.add(replace(REPORT, sequence=4, model="other"), NOW)
     found = await store.outcomes("joints")
     assert [(entry.node, entry.version) for entry in found] == [("mec-1", 3), ("mec-1", 4), ("mec-2", 3)]
-    assert found[0].counts == Counts(20, 8, 2, {"LINK": 4}, {"BAD": 2})
+    assert found[0].counts == Counts(20, 8, 2, {"LINK": 4}, {"BAD": 2}, 10)
     assert found[0].last_report_time == later
     assert [entry.version for entry in await store.outcomes("joints", 4)] == [4]
     assert await store.outcomes("unknown") == []
@@ -131,6 +136,20 @@ async def test_everything_survives_closing_and_opening(tmp_path: Path) -> None:
         assert (entry.counts, entry.last_report_time) == (REPORT.counts, NOW)
     finally:
         await second.stop()
+
+
+async def test_counts_written_before_there_was_edge_whole_are_read_with_none_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "router.sqlite"
+    store = SqliteStore(path)
+    await store.start()
+    try:
+        await store.add(REPORT, NOW)
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE outcomes SET counts = json_remove(counts, '$.edge_whole')")
+        (entry,) = await store.outcomes("joints")
+        assert entry.counts == replace(REPORT.counts, edge_whole=0)
+    finally:
+        await store.stop()
 
 
 async def test_what_was_acknowledged_is_seen_by_another_reader_at_once(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -135,3 +137,41 @@ def test_the_backend_does_not_need_the_onnx_package() -> None:
     imported = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
     imported |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert not [name for name in imported if name.split(".")[0] in ("onnx", "torch", "grpc")]
+
+
+def test_open_session_passes_the_longest_run_on() -> None:
+    session = open_session(data(residual()), max_run_s=7)
+    assert isinstance(session, OrtSession)
+    assert session._max_run_s == 7
+
+
+def test_one_watchdog_stops_each_of_many_runs_at_its_own_time() -> None:
+    watchdog = ort_module._Watchdog()
+    patient, hasty, free = (ort_module.ort.RunOptions() for _ in range(3))
+    before = threading.active_count()
+    with watchdog.watch(patient, 60), watchdog.watch(hasty, 0.01), watchdog.watch(free, None):
+        assert threading.active_count() == before + 1
+        _wait_until(lambda: hasty.terminate)
+        assert not patient.terminate
+        assert not free.terminate
+        with watchdog.watch(late := ort_module.ort.RunOptions(), 0.01):
+            _wait_until(lambda: late.terminate)
+    assert not patient.terminate
+
+
+def test_a_run_that_ended_in_time_is_forgotten() -> None:
+    watchdog = ort_module._Watchdog()
+    ended, other = ort_module.ort.RunOptions(), ort_module.ort.RunOptions()
+    with watchdog.watch(ended, 0.02):
+        pass
+    with watchdog.watch(other, 0.05):
+        _wait_until(lambda: other.terminate)
+    assert not ended.terminate
+    assert not watchdog._running
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.001)

@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from splitmesh.cli import infer, models, nodes, planning, shrinking, splitting
+from splitmesh.cli import infer, models, nodes, outcomes, planning, shrinking, splitting
+from splitmesh.cli.output import how_to_install
 from splitmesh.errors import Reason
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app.command()(planning.plan)
 app.command()(splitting.split)
 app.command()(shrinking.compress)
 app.command()(shrinking.tolerance)
+app.command()(outcomes.outcomes)
 app.command()(nodes.nodes)
 
 CLOUD_ONLY = frozenset({"onnx", "onnxruntime", "scipy"})
@@ -34,7 +36,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in CLOUD_ONLY:
             raise
-        print(f"splitmesh: this command needs {error.name}: pip install 'splitmesh[cloud]'", file=sys.stderr)
+        print(f"splitmesh: this command needs {error.name}: {how_to_install('cloud')}", file=sys.stderr)
         raise SystemExit(1) from error
     except OSError as error:
         if error.filename is None:  # not about a file that the command was given

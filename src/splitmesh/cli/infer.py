@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,8 @@ from rich.progress import Progress
 from splitmesh.cli.connect import default_head
 from splitmesh.cli.output import JsonOption, run, show_json, show_line, show_table
 from splitmesh.cli.sources import frames
-from splitmesh.client import Answer, FrameFailure, Mesh
+from splitmesh.cli.summary import StreamSummary
+from splitmesh.client import Answer, Mesh
 
 HeadOption = Annotated[str, typer.Option("--head", help="Address of the edge head.", default_factory=default_head)]
 ModelOption = Annotated[str, typer.Option("--model", help="Model to ask; empty: the head's first.")]
@@ -59,8 +59,11 @@ def stream(
     otlp: OtlpOption = "",
     json: JsonOption = False,
 ) -> None:
-    """Answer a folder or a video; one JSON line per frame with --json, a summary otherwise."""
-    outcomes: list[Answer | FrameFailure] = []
+    """Answer a folder or a video; one JSON line per frame with --json, a summary otherwise.
+
+    Exit code 1 when any frame failed. Percentiles are of the last 100,000 answers of each kind.
+    """
+    summary = StreamSummary()
 
     async def follow() -> None:
         pictures = frames(source, limit)
@@ -68,27 +71,13 @@ def stream(
             with Progress(transient=True, disable=json) as progress:
                 task = progress.add_task("frames", total=limit)
                 async for outcome in mesh.stream(pictures, camera=camera, window=window):
-                    outcomes.append(outcome)
+                    summary.add(outcome)
                     progress.advance(task)
                     if json:
                         show_line(outcome)
 
     run(follow())
-    if json:
-        return
-    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-    failed = [outcome for outcome in outcomes if isinstance(outcome, FrameFailure)]
-    total = max(1, len(outcomes))
-    rows: list[list[object]] = []
-    for who, count in Counter(answer.answered_by.value for answer in answers).most_common():
-        times = sorted(answer.timings.total_ms for answer in answers if answer.answered_by == who)
-        rows.append(
-            [who, count, count / total, times[len(times) // 2], times[min(len(times) - 1, len(times) * 99 // 100)]]
-        )
-    for reason, count in Counter(failure.error.reason.value for failure in failed).most_common():
-        rows.append([f"refused: {reason}", count, count / total, "", ""])
-    show_table(f"{len(outcomes)} frames", ["answered by", "frames", "share", "p50 ms", "p99 ms"], rows)
-    classes = Counter(answer.label.name or str(answer.label.index) for answer in answers if answer.labels)
-    if classes:
-        show_table("", ["class", "frames"], [list(pair) for pair in classes.most_common()])
-    print(f"{sum(answer.uplink_bytes for answer in answers):,} bytes of features on the uplink")
+    if not json:
+        summary.show()
+    if summary.failed:
+        raise typer.Exit(1)

@@ -55,10 +55,10 @@ async def _check(opened: Channels, service: str, address: str) -> Node:
         )
         health = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         detail = await _loaded(channel) if service == "tail" else ""
-    except grpc.RpcError as error:
-        # The head's service is unknown to its health check until a version is loaded.
-        unknown = error.code() is grpc.StatusCode.NOT_FOUND
-        return Node(service, address, "NOT_SERVING" if unknown else "UNREACHABLE", "no model yet" if unknown else "")
+    except grpc.RpcError:
+        return Node(service, address, "UNREACHABLE", "")
+    if service == "head" and answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+        detail = "no model yet"
     return Node(service, address, health, detail)
 
 
@@ -66,4 +66,4 @@ async def _loaded(channel: grpc.aio.Channel) -> str:
     described = await segment_pb2_grpc.SegmentServiceStub(channel).Describe(
         segment_pb2.DescribeRequest(), timeout=CHECK_DEADLINE_S
     )
-    return ", ".join(f"{segment.model}:{segment.version}" for segment in described.segments)
+    return ", ".join(f"{segment.model}:{segment.version} on {segment.backend}" for segment in described.segments)

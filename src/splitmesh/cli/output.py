@@ -42,6 +42,11 @@ def refuse(error: MeshError) -> NoReturn:
     raise typer.Exit(1) from error
 
 
+def how_to_install(extra: str) -> str:
+    """What to do when a command needs packages of an extra."""
+    return f"pip install '.[{extra}]' from the checkout, or splitmesh[{extra}]"
+
+
 def show_json(value: object) -> None:
     """One JSON document on standard output."""
     print(json.dumps(value, default=_plain, indent=2))

@@ -58,7 +58,7 @@ def _share(value: float | None) -> str:
 def tolerance(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     max_disagreement: Annotated[float, typer.Option(help="Tolerated share of exit answers unlike the whole's.")],
-    delta: Annotated[float, typer.Option(help="Probability that the bound is wrong; 0: 0.05.")] = 0.0,
+    delta: Annotated[float, typer.Option(help="Probability that the bound is wrong; 0: the router's default.")] = 0.0,
     json: JsonOption = False,
 ) -> None:
     """State how often the exit may disagree with the full model; heads get the new threshold at once."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from splitmesh.cli.output import how_to_install
 from splitmesh.errors import MeshError, Reason, field_error
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -43,7 +44,7 @@ def _video(path: Path) -> Iterator[bytes]:
     try:
         import av
     except ImportError as error:
-        raise field_error("source", "video files need PyAV: pip install 'splitmesh[video]'") from error
+        raise field_error("source", f"video files need PyAV: {how_to_install('video')}") from error
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

@@ -62,7 +62,7 @@ class Answer:
     version: int
     cut: tuple[str, ...]
     uplink_bytes: int
-    """Bytes of features this frame put on the uplink."""
+    """Bytes of the features that a tail answered; 0 when none did."""
     exit_confidence: float
     """0..1; 0 when the model has no exit."""
     timings: Timings

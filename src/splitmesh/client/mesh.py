@@ -33,6 +33,8 @@ T = TypeVar("T")
 ANSWER_MARGIN_S = 0.5
 """How much longer than the frame's deadline the caller waits: the head's own answer or error should come first."""
 RETRY_WAIT_S = 0.2
+LONGEST_RETRY_WAIT_S = 5.0
+"""Whatever a peer asks for."""
 
 
 class Mesh:
@@ -95,7 +97,7 @@ class Mesh:
                 except MeshError as error:
                     if error.reason not in RESEND or attempt == retries:
                         raise
-                    await asyncio.sleep(error.retry_after_s or RETRY_WAIT_S)
+                    await asyncio.sleep(min(error.retry_after_s or RETRY_WAIT_S, LONGEST_RETRY_WAIT_S))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def stream(
@@ -109,8 +111,9 @@ class Mesh:
     ) -> AsyncIterator[Answer | FrameFailure]:
         """Answer encoded pictures as they come; one outcome per frame, as soon as it is ready.
 
-        Frames are numbered from 0 in the order of the source. When the head is away, frames wait and are sent again for
-        ``give_up_s`` seconds each, then become a FrameFailure. At most ``window`` frames are under way.
+        Frames are numbered from 0 in the order of the source. Two clocks: ``deadline_ms`` is the head's, from each arrival
+        there; ``give_up_s`` is ours, from the source to the outcome: while the head is away frames wait and are sent again
+        so long, then become a FrameFailure. At most ``window`` frames are under way.
         """
         stream = CameraStream(
             self._stub,

@@ -6,6 +6,7 @@ Everything raises MeshError. Content is verified by its SHA-256 before anyone se
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from splitmesh.kernel.channels import Channels, mesh_errors
 CREATE_DEADLINE_S = 300.0
 """Deadline of CreateVersion, seconds: the registry reads every model file in a child process first."""
 PAGE = 1000
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""As :data:`splitmesh.model.manifest.ArtifactName`, whose module needs Pillow: a name becomes a file at who pulls it."""
 
 __all__ = ["ArtifactRef", "ModelInfo", "RegistryClient", "VersionInfo"]
 
@@ -181,7 +185,8 @@ class RegistryClient:
         """Where the alias points now (None: it does not exist), then where it points after each change.
 
         Never ends by itself and outlives outages of the registry, during which nothing comes. Several moves in a row
-        may arrive as one; an unchanged state is never repeated. Raises MeshError only when the request is wrong.
+        may arrive as one; an unchanged state is never repeated. Raises MeshError only when the request is wrong, or the
+        answer (PROTOCOL_VIOLATION).
         """
         patience = Patience(tries=None)
         known: int | None = None
@@ -198,7 +203,7 @@ class RegistryClient:
                         yield _version(message.version) if number else None
                 raise MeshError(Reason.SERVICE_UNAVAILABLE, "the registry ended the watch")
             except MeshError as error:
-                if error.reason in (Reason.FIELD_INVALID, Reason.UNIMPLEMENTED):
+                if error.reason in (Reason.FIELD_INVALID, Reason.UNIMPLEMENTED, Reason.PROTOCOL_VIOLATION):
                     raise
                 await patience.after(error)
             finally:
@@ -217,6 +222,11 @@ async def _next_state(call: Any) -> pb.WatchAliasResponse | None:
 
 
 def _version(message: pb.ModelVersion) -> VersionInfo:
+    for one in message.artifacts:
+        if not _PLAIN_NAME.fullmatch(one.name):
+            raise MeshError(
+                Reason.PROTOCOL_VIOLATION, f"the registry names an artefact {one.name!r}: no plain file name"
+            )
     return VersionInfo(
         model=message.model,
         version=message.version,

@@ -59,6 +59,8 @@ class Outcomes:
     """Of ``cloud_tail``: the exit named another class."""
     refused: Mapping[str, int] = field(default_factory=dict)
     """By reason code."""
+    edge_whole: int = 0
+    """Answered by the whole model at the edge: the version is not split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class RoutingClient:
                 edge_fallback=outcomes.edge_fallback,
                 tail_disagreed=outcomes.tail_disagreed,
                 refused=outcomes.refused,
+                edge_whole=outcomes.edge_whole,
             ),
         )
         async with mesh_errors():
@@ -186,6 +189,7 @@ def _node(message: routing_pb2.NodeOutcomes) -> NodeOutcomes:
             edge_fallback=dict(counts.edge_fallback),
             tail_disagreed=counts.tail_disagreed,
             refused=dict(counts.refused),
+            edge_whole=counts.edge_whole,
         ),
         last_report_time=message.last_report_time.ToDatetime(tzinfo=UTC),
     )

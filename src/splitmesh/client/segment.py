@@ -55,8 +55,9 @@ class _Flying:
 class _TailStream:
     """One stream to one tail, opened again whenever it ends."""
 
-    def __init__(self, channel: grpc.aio.Channel, opening: segment_pb2.Open, accepted: asyncio.Event) -> None:
-        self._stub = segment_pb2_grpc.SegmentServiceStub(channel)
+    def __init__(self, channels: Channels, address: str, opening: segment_pb2.Open, accepted: asyncio.Event) -> None:
+        self._channels = channels
+        self._address = address
         self._opening = opening
         self._any_accepted = accepted
         self._flying: dict[int, _Flying] = {}
@@ -99,10 +100,14 @@ class _TailStream:
             self._flying.pop(frame_id, None)
 
     async def _live(self) -> None:
+        async with self._channels.hold(self._address) as channel:
+            await self._converse_for_ever(segment_pb2_grpc.SegmentServiceStub(channel))
+
+    async def _converse_for_ever(self, stub: segment_pb2_grpc.SegmentServiceStub) -> None:
         wait_s, longest_s = BACKOFF_S
         while True:
             try:
-                await self._converse()
+                await self._converse(stub)
                 reason: MeshError = MeshError(Reason.SERVICE_UNAVAILABLE, "the tail ended the stream")
             except grpc.RpcError as error:
                 reason = from_rpc_error(error)
@@ -115,10 +120,10 @@ class _TailStream:
             log.warning("no stream to the tail: %s; again in %.1f s", reason, wait_s)
             await asyncio.sleep(wait_s)
 
-    async def _converse(self) -> None:
+    async def _converse(self, stub: segment_pb2_grpc.SegmentServiceStub) -> None:
         """One life of the stream; returns or raises when it is over."""
         # Waiting for the connection inside the call: the stream opens as soon as the tail is back, not one back-off later.
-        call = self._stub.Run(wait_for_ready=True)
+        call = stub.Run(wait_for_ready=True)
         writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(ACCEPT_TIMEOUT_S):
@@ -153,9 +158,6 @@ class _TailStream:
 
     def _receive(self, response: segment_pb2.RunResponse) -> None:
         kind = response.WhichOneof("message")
-        if kind == "credit":
-            self.credit = response.credit.frames
-            return
         if kind == "result":
             flying = self._flying.get(response.result.frame_id)
             if flying is not None and not flying.result.done():
@@ -271,7 +273,7 @@ class SegmentLink:
         async for known in instances:
             addresses = {instance.address for instance in known}
             for address in addresses - self._streams.keys():
-                self._streams[address] = _TailStream(self._channels.at(address), self._opening, self._accepted)
+                self._streams[address] = _TailStream(self._channels, address, self._opening, self._accepted)
             for address in self._streams.keys() - addresses:
                 stream = self._streams.pop(address)
                 await stream.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -85,22 +85,33 @@ def open_channel(address: str, *, max_frame_bytes: int = 32 * 1024 * 1024) -> gr
     return grpc.aio.insecure_channel(address, options=options, interceptors=[_Deadline()])
 
 
-@asynccontextmanager
-async def mesh_errors() -> AsyncIterator[None]:
+class _MeshErrors:
+    # Not a generator: around a `yield` that is never resumed, a generator's clean-up fails.
+    async def __aenter__(self) -> None:
+        """Nothing to prepare."""
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Translate."""
+        if isinstance(error, grpc.RpcError):
+            raise from_rpc_error(error) from error
+
+
+def mesh_errors() -> AbstractAsyncContextManager[None]:
     """Turns a failed call inside the block into the MeshError behind it."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
+    return _MeshErrors()
 
 
 class Channels:
-    """Channels by service name, found through discovery; one channel per address, kept until closed."""
+    """Channels by service name, found through discovery; one channel per address, kept until closed.
+
+    Who keeps a stream to one address holds a channel instead, one for all holders, closed by the last to leave.
+    """
 
     def __init__(self, discovery: Discovery, *, max_frame_bytes: int = 32 * 1024 * 1024) -> None:
         self._discovery = discovery
         self._max_frame_bytes = max_frame_bytes
         self._open: dict[str, grpc.aio.Channel] = {}
+        self._held: dict[str, tuple[grpc.aio.Channel, int]] = {}
         self._turn = 0
 
     @property
@@ -125,6 +136,20 @@ class Channels:
             channel = self._open[address] = open_channel(address, max_frame_bytes=self._max_frame_bytes)
         return channel
 
+    @asynccontextmanager
+    async def hold(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
+        """The channel shared by all who hold one to this address; closed when the last block ends."""
+        channel, holders = self._held.get(address) or (open_channel(address, max_frame_bytes=self._max_frame_bytes), 0)
+        self._held[address] = (channel, holders + 1)
+        try:
+            yield channel
+        finally:
+            _, holders = self._held.pop(address)
+            if holders > 1:
+                self._held[address] = (channel, holders - 1)
+            else:
+                await channel.close()
+
     async def forget(self, addresses: Sequence[str]) -> None:
         """Close the channels to addresses that are gone."""
         for address in addresses:
@@ -133,5 +158,7 @@ class Channels:
                 await channel.close()
 
     async def close(self) -> None:
-        """Close all."""
+        """Close all; a held channel too, though its holders have yet to leave."""
         await self.forget(list(self._open))
+        for channel, _ in list(self._held.values()):
+            await channel.close()

@@ -1,8 +1,8 @@
 """The port by which services find each other: register, resolve, watch.
 
 Knows what an instance is and what every adapter promises. Does not know where the addresses come from:
-``discovery_static`` (a fixed table) and ``discovery_consul`` (a Consul agent) do. Discovery is a hint: who
-really answers at an address is settled by the peer's certificate, never by what a catalogue says.
+``discovery_static`` (a fixed table) and ``discovery_consul`` (a Consul agent) do. Discovery is a hint:
+who really answers at an address shows only in the call; there are no certificates yet by which a peer proves itself.
 """
 
 from __future__ import annotations

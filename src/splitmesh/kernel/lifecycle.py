@@ -148,9 +148,7 @@ class Host:
             await part.start()
         server, port = make_server(settings, app.bindings, telemetry, health)
         await server.start()
-        self._stop_steps.append(lambda: _stop_server(server, settings.drain_s))
-        self._stop_steps.append(lambda: app.drain.drain(settings.drain_s))
-        self._stop_steps.append(health.shut_down)
+        self._stop_steps.append(lambda: _stop_server(server, app.drain, settings.drain_s))
         self.address = f"{_reachable_host(settings)}:{port}"
         await health.set("", True)
         for binding in app.bindings:
@@ -159,6 +157,7 @@ class Host:
         instance = Instance(app.name, f"{app.name}-{settings.node}-{uuid4().hex[:8]}", self.address)
         registering = _Registering(discovery, instance)
         self._stop_steps.append(registering.stop)
+        self._stop_steps.append(health.shut_down)
         await registering.start()
 
     async def stop(self) -> None:
@@ -170,7 +169,7 @@ class Host:
             log.info("%s has stopped", self._name)
 
     async def _unwind(self) -> None:
-        # Reverse order of starting: deregister, NOT_SERVING, drain, parts, channels, discovery, telemetry.
+        # Reverse order of starting: NOT_SERVING, deregister, drain, parts, channels, discovery, telemetry.
         while self._stop_steps:
             step = self._stop_steps.pop()
             try:
@@ -225,8 +224,12 @@ class _Registering:
             await self._registration.deregister()
 
 
-async def _stop_server(server: grpc.aio.Server, grace_s: float) -> None:
-    await server.stop(grace_s)
+async def _stop_server(server: grpc.aio.Server, drain: Drain, drain_s: float) -> None:
+    """Streams end by themselves, then calls; both within the one ``drain_s``."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + drain_s
+    await drain.drain(drain_s)
+    await server.stop(max(0.0, until - loop.time()))
 
 
 def _reachable_host(settings: ServiceSettings) -> str:

@@ -7,6 +7,7 @@ Two steps, so that calibration sets can be kept as small uint8 arrays: :meth:`Pr
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from splitmesh.errors import MeshError, Reason
@@ -26,6 +27,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 DEFAULT_MAX_PIXELS = 4096 * 4096
 
 _FILTERS = threading.Lock()
+
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError, struct.error)
+"""What Pillow's decoders raise on damaged files; the last three come from TIFF tags of a wrong type or size."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -71,7 +75,10 @@ class Preprocess(BaseModel):
         Raises MeshError IMAGE_UNDECODABLE or IMAGE_TOO_LARGE (the header's size is checked before any pixel is decoded).
         """
         picture = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else image
-        picture = picture.convert(self.mode)
+        try:
+            picture = picture.convert(self.mode)
+        except _DAMAGE as error:
+            raise MeshError(Reason.IMAGE_UNDECODABLE, f"the picture cannot be turned into {self.mode}") from error
         if self.resize == "centre_crop":
             picture = picture.crop(_centre_box(picture.size, self.width / self.height))
         if picture.size != (self.width, self.height):
@@ -114,7 +121,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise MeshError(Reason.IMAGE_TOO_LARGE, str(error)) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except _DAMAGE as error:
         raise MeshError(
             Reason.IMAGE_UNDECODABLE,
             f"{len(data)} bytes are not a complete picture in one of {', '.join(FORMATS)}",

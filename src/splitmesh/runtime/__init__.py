@@ -14,6 +14,8 @@ from splitmesh.runtime.session import Session
 __all__ = ["OrtSession", "Session", "open_session"]
 
 
-def open_session(model: bytes, *, threads: int = 1, providers: Sequence[str] | None = None) -> Session:
+def open_session(
+    model: bytes, *, threads: int = 1, providers: Sequence[str] | None = None, max_run_s: float | None = None
+) -> Session:
     """A session on ``model`` with the default backend; see :class:`OrtSession` for the parameters and errors."""
-    return OrtSession(model, threads=threads, providers=providers)
+    return OrtSession(model, threads=threads, providers=providers, max_run_s=max_run_s)

@@ -24,6 +24,11 @@ class Session(Protocol):
         """What ``run`` returns, in the model's order; ``-1`` marks a dimension that may vary."""
         ...
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What computes, by the backend's own names, the preferred one first; at least one."""
+        ...
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name.
 

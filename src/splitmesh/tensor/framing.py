@@ -13,7 +13,17 @@ import google_crc32c
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.tensor.codecs import codec_named
-from splitmesh.tensor.spec import DEFAULT_LIMITS, Array, Buffer, TensorLimits, TensorSpec, as_bytes, from_bytes, spec_of
+from splitmesh.tensor.spec import (
+    DEFAULT_LIMITS,
+    Array,
+    Buffer,
+    TensorLimits,
+    TensorSpec,
+    as_bytes,
+    from_bytes,
+    spec_of,
+    total_bytes,
+)
 
 CHUNK_BYTES = 1 << 20
 """Above this a frame's payload travels in chunks of this size; chunking below 1 MiB only costs (measured: -45 %)."""
@@ -65,7 +75,7 @@ def check_header(header: FrameHeader, limits: TensorLimits = DEFAULT_LIMITS) -> 
     codec_named(header.codec)
     for spec in header.tensors:
         spec.validate(limits)
-    plain = sum(spec.size_bytes for spec in header.tensors)
+    plain = total_bytes(header.tensors)
     if plain > limits.max_size_bytes or header.size_bytes > limits.max_size_bytes:
         raise MeshError(
             Reason.FRAME_TOO_LARGE,
@@ -90,7 +100,7 @@ def unpack(frame: Frame, limits: TensorLimits = DEFAULT_LIMITS) -> list[Array]:
         )
     if google_crc32c.value(bytes(payload)) != header.crc32c:
         raise MeshError(Reason.CHECKSUM_MISMATCH, "the payload's crc32c differs from its header's")
-    plain = memoryview(codec_named(header.codec).decode(payload, sum(spec.size_bytes for spec in header.tensors)))
+    plain = memoryview(codec_named(header.codec).decode(payload, total_bytes(header.tensors)))
     arrays, start = [], 0
     for spec in header.tensors:
         arrays.append(from_bytes(spec, plain[start : start + spec.size_bytes], limits))

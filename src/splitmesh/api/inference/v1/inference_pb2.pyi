@@ -215,7 +215,7 @@ class InferResponse(_message.Message):
     version: _builtins.int
     """Its version."""
     uplink_bytes: _builtins.int
-    """Bytes of features this frame put on the uplink."""
+    """Bytes of features of this frame that were answered by a tail; 0 for a fallback."""
     trace_id: _builtins.str
     """The frame's trace."""
     exit_confidence: _builtins.float

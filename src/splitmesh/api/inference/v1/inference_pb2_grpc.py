@@ -52,8 +52,8 @@ class InferenceServiceServicer:
     """
 
     def Infer(self, request, context):
-        """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, TENSOR_*, MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL,
-        DEADLINE_EXPIRED.
+        """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
+        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

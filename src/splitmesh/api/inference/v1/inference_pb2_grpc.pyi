@@ -34,8 +34,8 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Infer: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]
-    """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, TENSOR_*, MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL,
-    DEADLINE_EXPIRED.
+    """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
+    MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED.
     """
     StreamInfer: _grpc.StreamStreamMultiCallable[_inference_pb2.StreamInferRequest, _inference_pb2.StreamInferResponse]
     """Answers a stream of pictures, each as soon as it is ready. One bad frame is answered by its own error and does not
@@ -48,8 +48,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Infer: _aio.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]  # type: ignore[assignment]
-    """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, TENSOR_*, MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL,
-    DEADLINE_EXPIRED.
+    """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
+    MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED.
     """
     StreamInfer: _aio.StreamStreamMultiCallable[_inference_pb2.StreamInferRequest, _inference_pb2.StreamInferResponse]  # type: ignore[assignment]
     """Answers a stream of pictures, each as soon as it is ready. One bad frame is answered by its own error and does not
@@ -65,8 +65,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.InferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.InferResponse, _abc.Awaitable[_inference_pb2.InferResponse]]:
-        """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, TENSOR_*, MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL,
-        DEADLINE_EXPIRED.
+        """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
+        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED.
         """
 
     @_abc_1.abstractmethod

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/routing/v1/routing.proto\x12\x18splitmesh.api.routing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x01\n\x06Policy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x18\n\x10max_disagreement\x18\x05 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x06 \x01(\x01\x12\x1a\n\x12\x64isagreement_bound\x18\x07 \x01(\x01\x12\x10\n\x08\x63overage\x18\x08 \x01(\x01\x12\x1b\n\x13\x63\x61libration_samples\x18\t \x01(\r\x12\x0b\n\x03why\x18\n \x01(\t\"B\n\x12WatchPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\"G\n\x13WatchPolicyResponse\x12\x30\n\x06policy\x18\x01 \x01(\x0b\x32 .splitmesh.api.routing.v1.Policy\"M\n\x13SetToleranceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10max_disagreement\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\"?\n\x14SetToleranceResponse\x12\x18\n\x10max_disagreement\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\"\xcc\x02\n\rOutcomeCounts\x12\x11\n\tedge_exit\x18\x01 \x01(\x04\x12\x12\n\ncloud_tail\x18\x02 \x01(\x04\x12P\n\redge_fallback\x18\x03 \x03(\x0b\x32\x39.splitmesh.api.routing.v1.OutcomeCounts.EdgeFallbackEntry\x12\x16\n\x0etail_disagreed\x18\x04 \x01(\x04\x12\x45\n\x07refused\x18\x05 \x03(\x0b\x32\x34.splitmesh.api.routing.v1.OutcomeCounts.RefusedEntry\x1a\x33\n\x11\x45\x64geFallbackEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa1\x01\n\x15ReportOutcomesRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x37\n\x06\x63ounts\x18\x06 \x01(\x0b\x32\'.splitmesh.api.routing.v1.OutcomeCounts\"\x18\n\x16ReportOutcomesResponse\"4\n\x12GetOutcomesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"\x9c\x01\n\x0cNodeOutcomes\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x37\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\'.splitmesh.api.routing.v1.OutcomeCounts\x12\x34\n\x10last_report_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x13GetOutcomesResponse\x12\x35\n\x05nodes\x18\x01 \x03(\x0b\x32&.splitmesh.api.routing.v1.NodeOutcomes2\xce\x03\n\x0eRoutingService\x12l\n\x0bWatchPolicy\x12,.splitmesh.api.routing.v1.WatchPolicyRequest\x1a-.splitmesh.api.routing.v1.WatchPolicyResponse0\x01\x12m\n\x0cSetTolerance\x12-.splitmesh.api.routing.v1.SetToleranceRequest\x1a..splitmesh.api.routing.v1.SetToleranceResponse\x12s\n\x0eReportOutcomes\x12/.splitmesh.api.routing.v1.ReportOutcomesRequest\x1a\x30.splitmesh.api.routing.v1.ReportOutcomesResponse\x12j\n\x0bGetOutcomes\x12,.splitmesh.api.routing.v1.GetOutcomesRequest\x1a-.splitmesh.api.routing.v1.GetOutcomesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/routing/v1/routing.proto\x12\x18splitmesh.api.routing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x01\n\x06Policy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x18\n\x10max_disagreement\x18\x05 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x06 \x01(\x01\x12\x1a\n\x12\x64isagreement_bound\x18\x07 \x01(\x01\x12\x10\n\x08\x63overage\x18\x08 \x01(\x01\x12\x1b\n\x13\x63\x61libration_samples\x18\t \x01(\r\x12\x0b\n\x03why\x18\n \x01(\t\"B\n\x12WatchPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\"G\n\x13WatchPolicyResponse\x12\x30\n\x06policy\x18\x01 \x01(\x0b\x32 .splitmesh.api.routing.v1.Policy\"M\n\x13SetToleranceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10max_disagreement\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\"?\n\x14SetToleranceResponse\x12\x18\n\x10max_disagreement\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\"\xe0\x02\n\rOutcomeCounts\x12\x11\n\tedge_exit\x18\x01 \x01(\x04\x12\x12\n\ncloud_tail\x18\x02 \x01(\x04\x12P\n\redge_fallback\x18\x03 \x03(\x0b\x32\x39.splitmesh.api.routing.v1.OutcomeCounts.EdgeFallbackEntry\x12\x16\n\x0etail_disagreed\x18\x04 \x01(\x04\x12\x45\n\x07refused\x18\x05 \x03(\x0b\x32\x34.splitmesh.api.routing.v1.OutcomeCounts.RefusedEntry\x12\x12\n\nedge_whole\x18\x06 \x01(\x04\x1a\x33\n\x11\x45\x64geFallbackEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa1\x01\n\x15ReportOutcomesRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x37\n\x06\x63ounts\x18\x06 \x01(\x0b\x32\'.splitmesh.api.routing.v1.OutcomeCounts\"\x18\n\x16ReportOutcomesResponse\"4\n\x12GetOutcomesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"\x9c\x01\n\x0cNodeOutcomes\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x37\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\'.splitmesh.api.routing.v1.OutcomeCounts\x12\x34\n\x10last_report_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x13GetOutcomesResponse\x12\x35\n\x05nodes\x18\x01 \x03(\x0b\x32&.splitmesh.api.routing.v1.NodeOutcomes2\xce\x03\n\x0eRoutingService\x12l\n\x0bWatchPolicy\x12,.splitmesh.api.routing.v1.WatchPolicyRequest\x1a-.splitmesh.api.routing.v1.WatchPolicyResponse0\x01\x12m\n\x0cSetTolerance\x12-.splitmesh.api.routing.v1.SetToleranceRequest\x1a..splitmesh.api.routing.v1.SetToleranceResponse\x12s\n\x0eReportOutcomes\x12/.splitmesh.api.routing.v1.ReportOutcomesRequest\x1a\x30.splitmesh.api.routing.v1.ReportOutcomesResponse\x12j\n\x0bGetOutcomes\x12,.splitmesh.api.routing.v1.GetOutcomesRequest\x1a-.splitmesh.api.routing.v1.GetOutcomesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,21 +47,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTOLERANCERESPONSE']._serialized_start=530
   _globals['_SETTOLERANCERESPONSE']._serialized_end=593
   _globals['_OUTCOMECOUNTS']._serialized_start=596
-  _globals['_OUTCOMECOUNTS']._serialized_end=928
-  _globals['_OUTCOMECOUNTS_EDGEFALLBACKENTRY']._serialized_start=829
-  _globals['_OUTCOMECOUNTS_EDGEFALLBACKENTRY']._serialized_end=880
-  _globals['_OUTCOMECOUNTS_REFUSEDENTRY']._serialized_start=882
-  _globals['_OUTCOMECOUNTS_REFUSEDENTRY']._serialized_end=928
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=931
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=1092
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=1094
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=1118
-  _globals['_GETOUTCOMESREQUEST']._serialized_start=1120
-  _globals['_GETOUTCOMESREQUEST']._serialized_end=1172
-  _globals['_NODEOUTCOMES']._serialized_start=1175
-  _globals['_NODEOUTCOMES']._serialized_end=1331
-  _globals['_GETOUTCOMESRESPONSE']._serialized_start=1333
-  _globals['_GETOUTCOMESRESPONSE']._serialized_end=1409
-  _globals['_ROUTINGSERVICE']._serialized_start=1412
-  _globals['_ROUTINGSERVICE']._serialized_end=1874
+  _globals['_OUTCOMECOUNTS']._serialized_end=948
+  _globals['_OUTCOMECOUNTS_EDGEFALLBACKENTRY']._serialized_start=849
+  _globals['_OUTCOMECOUNTS_EDGEFALLBACKENTRY']._serialized_end=900
+  _globals['_OUTCOMECOUNTS_REFUSEDENTRY']._serialized_start=902
+  _globals['_OUTCOMECOUNTS_REFUSEDENTRY']._serialized_end=948
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=951
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=1112
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=1114
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=1138
+  _globals['_GETOUTCOMESREQUEST']._serialized_start=1140
+  _globals['_GETOUTCOMESREQUEST']._serialized_end=1192
+  _globals['_NODEOUTCOMES']._serialized_start=1195
+  _globals['_NODEOUTCOMES']._serialized_end=1351
+  _globals['_GETOUTCOMESRESPONSE']._serialized_start=1353
+  _globals['_GETOUTCOMESRESPONSE']._serialized_end=1429
+  _globals['_ROUTINGSERVICE']._serialized_start=1432
+  _globals['_ROUTINGSERVICE']._serialized_end=1894
 # @@protoc_insertion_point(module_scope)

@@ -91,7 +91,7 @@ class WatchPolicyRequest(_message.Message):
     version: _builtins.int
     """Its version."""
     node: _builtins.str
-    """The head's node name."""
+    """The head's node name, for the router's log."""
     def __init__(
         self,
         *,
@@ -145,7 +145,9 @@ class SetToleranceRequest(_message.Message):
     max_disagreement: _builtins.float
     """Tolerated disagreement, greater than 0 and below 1."""
     delta: _builtins.float
-    """Probability that the bound is wrong, greater than 0 and below 1; 0 means 0.05."""
+    """Probability that the bound is wrong, greater than 0 and below 1; 0 means the router's SPLITMESH_DEFAULT_DELTA
+    (0.05 unless it is set).
+    """
     def __init__(
         self,
         *,
@@ -238,12 +240,15 @@ class OutcomeCounts(_message.Message):
     EDGE_FALLBACK_FIELD_NUMBER: _builtins.int
     TAIL_DISAGREED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    EDGE_WHOLE_FIELD_NUMBER: _builtins.int
     edge_exit: _builtins.int
     """Answered by a confident exit."""
     cloud_tail: _builtins.int
     """Answered by the tail."""
     tail_disagreed: _builtins.int
     """Of cloud_tail: the exit named another class than the tail."""
+    edge_whole: _builtins.int
+    """Answered by the whole model at the edge: the version is not split."""
     @_builtins.property
     def edge_fallback(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Answered by the exit because the tail could not, by reason code."""
@@ -260,10 +265,11 @@ class OutcomeCounts(_message.Message):
         edge_fallback: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         tail_disagreed: _builtins.int = ...,
         refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        edge_whole: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_tail", b"cloud_tail", "edge_exit", b"edge_exit", "edge_fallback", b"edge_fallback", "refused", b"refused", "tail_disagreed", b"tail_disagreed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_tail", b"cloud_tail", "edge_exit", b"edge_exit", "edge_fallback", b"edge_fallback", "edge_whole", b"edge_whole", "refused", b"refused", "tail_disagreed", b"tail_disagreed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from splitmesh.api.tensor.v1 import tensor_pb2 as splitmesh_dot_api_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/segment/v1/segment.proto\x12\x18splitmesh.api.segment.v1\x1a\x17google/rpc/status.proto\x1a$splitmesh/api/tensor/v1/tensor.proto\"\xb2\x01\n\nRunRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.splitmesh.api.segment.v1.OpenH\x00\x12\x37\n\x05\x66rame\x18\x02 \x01(\x0b\x32&.splitmesh.api.segment.v1.SegmentFrameH\x00\x12\x30\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1f.splitmesh.api.segment.v1.ChunkH\x00\x42\t\n\x07message\"4\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\"\x91\x01\n\x0cSegmentFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x34\n\x06header\x18\x02 \x01(\x0b\x32$.splitmesh.api.tensor.v1.FrameHeader\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xf5\x01\n\x0bRunResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".splitmesh.api.segment.v1.AcceptedH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .splitmesh.api.segment.v1.ResultH\x00\x12;\n\x0b\x66rame_error\x18\x03 \x01(\x0b\x32$.splitmesh.api.segment.v1.FrameErrorH\x00\x12\x32\n\x06\x63redit\x18\x04 \x01(\x0b\x32 .splitmesh.api.segment.v1.CreditH\x00\x42\t\n\x07message\"A\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x03 \x01(\x04\"\x86\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x30\n\x07outputs\x18\x02 \x03(\x0b\x32\x1f.splitmesh.api.tensor.v1.Tensor\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"B\n\nFrameError\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\"\x11\n\x0f\x44\x65scribeRequest\"q\n\x10\x44\x65scribeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x39\n\x08segments\x18\x02 \x03(\x0b\x32\'.splitmesh.api.segment.v1.LoadedSegment\x12\x14\n\x0cqueue_length\x18\x03 \x01(\r\"\xab\x01\n\rLoadedSegment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x34\n\x07outputs\x18\x04 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t2\xcb\x01\n\x0eSegmentService\x12V\n\x03Run\x12$.splitmesh.api.segment.v1.RunRequest\x1a%.splitmesh.api.segment.v1.RunResponse(\x01\x30\x01\x12\x61\n\x08\x44\x65scribe\x12).splitmesh.api.segment.v1.DescribeRequest\x1a*.splitmesh.api.segment.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/segment/v1/segment.proto\x12\x18splitmesh.api.segment.v1\x1a\x17google/rpc/status.proto\x1a$splitmesh/api/tensor/v1/tensor.proto\"\xb2\x01\n\nRunRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.splitmesh.api.segment.v1.OpenH\x00\x12\x37\n\x05\x66rame\x18\x02 \x01(\x0b\x32&.splitmesh.api.segment.v1.SegmentFrameH\x00\x12\x30\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1f.splitmesh.api.segment.v1.ChunkH\x00\x42\t\n\x07message\"4\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\"\x91\x01\n\x0cSegmentFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x34\n\x06header\x18\x02 \x01(\x0b\x32$.splitmesh.api.tensor.v1.FrameHeader\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xcf\x01\n\x0bRunResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".splitmesh.api.segment.v1.AcceptedH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .splitmesh.api.segment.v1.ResultH\x00\x12;\n\x0b\x66rame_error\x18\x03 \x01(\x0b\x32$.splitmesh.api.segment.v1.FrameErrorH\x00\x42\t\n\x07messageJ\x04\x08\x04\x10\x05R\x06\x63redit\"A\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x03 \x01(\x04\"\x86\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x30\n\x07outputs\x18\x02 \x03(\x0b\x32\x1f.splitmesh.api.tensor.v1.Tensor\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"B\n\nFrameError\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\x11\n\x0f\x44\x65scribeRequest\"q\n\x10\x44\x65scribeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x39\n\x08segments\x18\x02 \x03(\x0b\x32\'.splitmesh.api.segment.v1.LoadedSegment\x12\x14\n\x0cqueue_length\x18\x03 \x01(\r\"\xab\x01\n\rLoadedSegment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x34\n\x07outputs\x18\x04 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t2\xcb\x01\n\x0eSegmentService\x12V\n\x03Run\x12$.splitmesh.api.segment.v1.RunRequest\x1a%.splitmesh.api.segment.v1.RunResponse(\x01\x30\x01\x12\x61\n\x08\x44\x65scribe\x12).splitmesh.api.segment.v1.DescribeRequest\x1a*.splitmesh.api.segment.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,21 +42,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHUNK']._serialized_start=514
   _globals['_CHUNK']._serialized_end=550
   _globals['_RUNRESPONSE']._serialized_start=553
-  _globals['_RUNRESPONSE']._serialized_end=798
-  _globals['_ACCEPTED']._serialized_start=800
-  _globals['_ACCEPTED']._serialized_end=865
-  _globals['_RESULT']._serialized_start=868
-  _globals['_RESULT']._serialized_end=1002
-  _globals['_FRAMEERROR']._serialized_start=1004
-  _globals['_FRAMEERROR']._serialized_end=1070
-  _globals['_CREDIT']._serialized_start=1072
-  _globals['_CREDIT']._serialized_end=1096
-  _globals['_DESCRIBEREQUEST']._serialized_start=1098
-  _globals['_DESCRIBEREQUEST']._serialized_end=1115
-  _globals['_DESCRIBERESPONSE']._serialized_start=1117
-  _globals['_DESCRIBERESPONSE']._serialized_end=1230
-  _globals['_LOADEDSEGMENT']._serialized_start=1233
-  _globals['_LOADEDSEGMENT']._serialized_end=1404
-  _globals['_SEGMENTSERVICE']._serialized_start=1407
-  _globals['_SEGMENTSERVICE']._serialized_end=1610
+  _globals['_RUNRESPONSE']._serialized_end=760
+  _globals['_ACCEPTED']._serialized_start=762
+  _globals['_ACCEPTED']._serialized_end=827
+  _globals['_RESULT']._serialized_start=830
+  _globals['_RESULT']._serialized_end=964
+  _globals['_FRAMEERROR']._serialized_start=966
+  _globals['_FRAMEERROR']._serialized_end=1032
+  _globals['_DESCRIBEREQUEST']._serialized_start=1034
+  _globals['_DESCRIBEREQUEST']._serialized_end=1051
+  _globals['_DESCRIBERESPONSE']._serialized_start=1053
+  _globals['_DESCRIBERESPONSE']._serialized_end=1166
+  _globals['_LOADEDSEGMENT']._serialized_start=1169
+  _globals['_LOADEDSEGMENT']._serialized_end=1340
+  _globals['_SEGMENTSERVICE']._serialized_start=1343
+  _globals['_SEGMENTSERVICE']._serialized_end=1546
 # @@protoc_insertion_point(module_scope)

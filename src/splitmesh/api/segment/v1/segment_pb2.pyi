@@ -72,7 +72,7 @@ class Open(_message.Message):
     version: _builtins.int
     """Its version; both halves of a frame's answer come from one version."""
     node: _builtins.str
-    """Who opens: the head's node name, for traces and counts."""
+    """Who opens: the head's node name, for the tail's log."""
     def __init__(
         self,
         *,
@@ -163,7 +163,6 @@ class RunResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     FRAME_ERROR_FIELD_NUMBER: _builtins.int
-    CREDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___Accepted:
         """Answer to open."""
@@ -176,23 +175,18 @@ class RunResponse(_message.Message):
     def frame_error(self) -> Global___FrameError:
         """A frame that could not be answered."""
 
-    @_builtins.property
-    def credit(self) -> Global___Credit:
-        """A change of the allowance."""
-
     def __init__(
         self,
         *,
         accepted: Global___Accepted | None = ...,
         result: Global___Result | None = ...,
         frame_error: Global___FrameError | None = ...,
-        credit: Global___Credit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "credit", b"credit", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "credit", b"credit", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "result", "frame_error", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "result", "frame_error"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -297,28 +291,6 @@ class FrameError(_message.Message):
 Global___FrameError: _TypeAlias = FrameError  # noqa: Y015
 
 @_typing.final
-class Credit(_message.Message):
-    """Sets the number of frames that may be unanswered from now on."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FRAMES_FIELD_NUMBER: _builtins.int
-    frames: _builtins.int
-    """At least 1."""
-    def __init__(
-        self,
-        *,
-        frames: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Credit: _TypeAlias = Credit  # noqa: Y015
-
-@_typing.final
 class DescribeRequest(_message.Message):
     """Asks what is loaded."""
 
@@ -383,7 +355,7 @@ class LoadedSegment(_message.Message):
     version: _builtins.int
     """Its version."""
     backend: _builtins.str
-    """Execution provider."""
+    """Execution provider in use, such as CPUExecutionProvider; the preferred one when there are several."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]:
         """Inputs that a frame must carry; -1 stands for the batch."""
