@@ -147,8 +147,8 @@ def test_a_lost_frame_is_said_aloud_and_fails_the_demo(
     monkeypatch.setattr(demo, "run_demo", ran)
     monkeypatch.setattr(demo, "load_frames", lambda *_: run.frames)
     assert demo.main(["--out", str(tmp_path / "demo.json")]) == 1
-    assert "1 frames were lost" in capsys.readouterr().out
-    assert json.loads((tmp_path / "demo.json").read_text())["lost"] == 1
+    assert "2 frames were lost" in capsys.readouterr().out
+    assert json.loads((tmp_path / "demo.json").read_text())["lost"] == 2
 
 
 @pytest.fixture
