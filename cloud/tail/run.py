@@ -21,9 +21,9 @@ from splitmesh.kernel.tensors import spec_to_message, tensor_to_message
 from splitmesh.tensor import TensorLimits, require_finite, unpack
 from splitmesh.tensor.spec import Array
 
-DEFAULT_DEADLINE_MS = 10_000
 log = logging.getLogger(__name__)
 
+DEFAULT_DEADLINE_MS = 10_000
 INLINE_BYTES = 64 * 1024
 """Larger payloads are checked and unpacked in a thread: other streams and health checks must not wait for them."""
 OPEN_TIMEOUT_S = 10.0

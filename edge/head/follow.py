@@ -166,15 +166,24 @@ class ModelFollower:
 
     async def _follow_policy(self, active: ActiveModel) -> None:
         version = active.info.version
+        while True:
+            try:
+                async for policy in self._routing.watch_policy(self._model, version, self._settings.node):
+                    self._set_gate(active, policy.threshold)
+                    await self._keep_policy(version, policy.threshold)
+            except Exception as error:
+                unforeseen = not isinstance(error, MeshError)
+                log.error(
+                    "the policy of %s version %d cannot be followed; again in %.0f s: %s",
+                    self._model, version, PAUSE_S, error, exc_info=unforeseen,
+                )  # fmt: skip
+            await asyncio.sleep(PAUSE_S)
+
+    async def _keep_policy(self, version: int, threshold: float) -> None:
         try:
-            async for policy in self._routing.watch_policy(self._model, version, self._settings.node):
-                self._set_gate(active, policy.threshold)
-                try:
-                    await asyncio.to_thread(self._write_policy, version, policy.threshold)
-                except OSError as error:
-                    log.warning("the policy is in force but not kept for a restart: %s", error)
-        except MeshError as error:
-            log.warning("%s version %d follows no policy any more: %s", self._model, version, error)
+            await asyncio.to_thread(self._write_policy, version, threshold)
+        except OSError as error:
+            log.warning("the policy is in force but not kept for a restart: %s", error)
 
     def _set_gate(self, active: ActiveModel, threshold: float) -> None:
         active.gate = Gate(threshold)

@@ -108,7 +108,11 @@ class Outcomes:
     async def _loop(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
-            await self._send()
+            try:
+                await self._send()
+            except Exception:
+                # The counts stay; a reporter that ended here would be missed by nobody but the operator.
+                log.exception("reporting outcomes failed unexpectedly; trying again")
 
     async def _send(self) -> None:
         if not self._unacknowledged:

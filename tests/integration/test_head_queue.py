@@ -1,4 +1,4 @@
-"""What a busy head owes a hard frame: it does not wait a second time behind frames that came after it."""
+"""What a head owes when things pile up or are refused: no second wait for a hard frame, no end of following."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from edge.head import answer
-from splitmesh.client import Answer, AnsweredBy
-from tests.support.models import HARD, picture
+from edge.head import answer, follow
+from splitmesh.client import Answer, AnsweredBy, MeshError, Reason
+from splitmesh.client.routing import RoutingClient
+from tests.support.models import EASY, HARD, picture
 from tests.support.wire import WAIT_S
-from tests.support.worlds import World, world
+from tests.support.worlds import World, answered_by, world
 
 FRAMES = 4
 
@@ -47,3 +48,22 @@ async def test_a_hard_frame_is_answered_while_later_frames_hold_every_worker(
     assert len(done) == 1
     answers: list[Answer] = [*(task.result() for task in done), *await asyncio.gather(*waiting)]
     assert {one.answered_by for one in answers} == {AnsweredBy.EDGE_FALLBACK}
+
+
+async def test_a_policy_watch_that_was_refused_is_taken_up_again(edge: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals, real = (
+        iter([MeshError(Reason.FIELD_INVALID, "no"), RuntimeError("unforeseen")]),
+        RoutingClient.watch_policy,
+    )
+
+    def watch_policy(client: RoutingClient, model: str, version: int, node: str) -> Any:
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return real(client, model, version, node)
+
+    monkeypatch.setattr(follow, "PAUSE_S", 0.05)
+    monkeypatch.setattr(RoutingClient, "watch_policy", watch_policy)
+    await edge.start("tail")
+    await edge.start("head")
+    await answered_by(await edge.ready_mesh(), EASY, AnsweredBy.EDGE_EXIT)
+    assert next(refusals, None) is None

@@ -62,7 +62,7 @@ class _TailStream:
         self._any_accepted = accepted
         self._flying: dict[int, _Flying] = {}
         self._ids = itertools.count(1)
-        self._outgoing: asyncio.Queue[int] = asyncio.Queue()  # never longer than _flying, which the credit bounds
+        self._outgoing: asyncio.Queue[int] = asyncio.Queue()  # bounded by `free`
         self.credit = 0
         self.node = ""
         self._task = asyncio.create_task(self._live())
@@ -74,8 +74,11 @@ class _TailStream:
 
     @property
     def free(self) -> bool:
-        """Accepted, and below the tail's credit."""
-        return len(self._flying) < self.credit
+        """Accepted, and below the tail's credit.
+
+        Frames given up while the link takes nothing leave their place in flight but not yet in the line to be sent.
+        """
+        return max(len(self._flying), self._outgoing.qsize()) < self.credit
 
     async def close(self) -> None:
         """End the stream; frames in flight fail with SERVICE_UNAVAILABLE."""
@@ -113,6 +116,10 @@ class _TailStream:
                 reason = from_rpc_error(error)
             except MeshError as error:
                 reason = error
+            except Exception:
+                # Ending here would cut this head from the tail for good, unseen.
+                log.exception("the stream to the tail failed unexpectedly")
+                reason = MeshError(Reason.INTERNAL, "unexpected failure; see above")
             finally:
                 was_accepted, self.credit = self.credit > 0, 0
                 self._fail_all()
