@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check bench protos lock up down clean docker-there
+.PHONY: help setup tensorflow demo test check bench protos lock up down clean docker-there
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,6 +30,8 @@ help: ## This list
 
 setup: $(VENV)/.dev.installed ## Virtual environment in .venv with everything a developer needs
 
+tensorflow: $(VENV)/.tensorflow.installed ## Into .venv: what `splitmesh models push` needs for TensorFlow models (1.3 GB)
+
 demo: $(VENV)/.$(if $(DATA),train,run).installed ## The main job on this machine: make demo [DATA=folder of real pictures] [ARGS="--frames 200"]
 	$(IN_VENV)/python -m examples.solder_joints.demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
@@ -43,7 +45,7 @@ check: $(VENV)/.dev.installed ## What CI checks beside the tests: lint, format, 
 	$(IN_VENV)/lint-imports
 	$(IN_VENV)/python tools/generate_stubs.py --check
 
-bench: $(VENV)/.run.installed ## Every benchmark, one after the other: make bench [QUICK=1]
+bench: $(VENV)/.train.installed ## Every benchmark, one after the other: make bench [QUICK=1]
 	@[[ -n "$(BENCHMARKS)" ]] || echo "there are no benchmarks here yet"
 	@for file in $(BENCHMARKS); do \
 		module="benchmarks.$$(basename "$$file" .py)"; \
@@ -80,7 +82,8 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Each lock holds the ones before it (tools/lock.py sees to it), so the stamps of those are set too.
+# Each lock holds the ones before it (tools/lock.py sees to it), so the stamps of those are set too; tensorflow adds to any of them.
+HOLDS_tensorflow := tensorflow
 HOLDS_run := run
 HOLDS_train := run train
 HOLDS_dev := run train dev

@@ -25,8 +25,12 @@ LOCKS = {
     "run": ("edge", "cloud", "video"),
     "cloud": ("cloud",),
     "edge": ("edge",),
+    "tensorflow": ("edge", "cloud", "tensorflow"),
 }
-"""Lock by name, and the extras it is for; the first holds all others. `edge` and `cloud` are what the images install."""
+"""Lock by name, and the extras it is for; the first holds all others but the last, which goes on top of any of them.
+
+`edge` and `cloud` are what the images install.
+"""
 
 TORCH = "torch==2.13.0"
 
@@ -65,6 +69,12 @@ def read_lock(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def additional(pins: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of ``pins`` whose packages ``others`` do not pin."""
+    known = {pin.partition("==")[0] for pin in others}
+    return [pin for pin in pins if pin.partition("==")[0] not in known]
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +86,8 @@ def main() -> None:
     largest = next(iter(LOCKS))
     constraints = [TORCH] if upgrade else [*read_lock(FOLDER / f"{largest}.lock"), TORCH]
     for name, extras in LOCKS.items():
-        versions = resolve(extras, constraints)
+        kept = [] if upgrade else read_lock(FOLDER / f"{name}.lock")
+        versions = resolve(extras, [*constraints, *additional(kept, constraints)])
         (FOLDER / f"{name}.lock").write_text(lock_text(extras, versions))
         print(f"requirements/{name}.lock: {len(versions)} packages", flush=True)
         if name == largest:

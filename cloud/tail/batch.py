@@ -20,6 +20,8 @@ from splitmesh.tensor.spec import Array
 
 Feeds = Mapping[str, Array]
 Run = Callable[[Feeds], dict[str, Array]]
+OnRun = Callable[[int, float], None]
+"""Told the samples of a run and its milliseconds, in the thread that computed."""
 
 _BATCH_IDS = itertools.count(1)
 
@@ -47,8 +49,11 @@ class _Waiting:
 class Batcher:
     """Collects single frames (leading dimension 1) and computes them in batches, one batch at a time."""
 
-    def __init__(self, run: Run, *, max_batch: int, max_delay_s: float, max_queue: int) -> None:
+    def __init__(
+        self, run: Run, *, max_batch: int, max_delay_s: float, max_queue: int, on_run: OnRun | None = None
+    ) -> None:
         self._run = run
+        self._on_run = on_run
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
         self._max_queue = max_queue
@@ -158,6 +163,8 @@ class Batcher:
         feeds = {name: np.concatenate([waiting.feeds[name] for waiting in batch]) for name in names}
         outputs = self._run(feeds)
         ended_ns = time.time_ns()
+        if self._on_run is not None:
+            self._on_run(len(batch), (ended_ns - started_ns) / 1e6)
         if any(array.shape[:1] != (len(batch),) for array in outputs.values()):
             raise MeshError(
                 Reason.MODEL_CORRUPT, f"the model does not answer a batch of {len(batch)} with as many rows"

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
-from splitmesh.kernel.config import ServiceSettings, data_dir_default
+from splitmesh.kernel.config import data_dir_default
+from splitmesh.kernel.profiling import ProfilingSettings
 
 
-class TailSettings(ServiceSettings):
+class TailSettings(ProfilingSettings):
     """Settings of the tail, beside those every service has."""
 
     data_dir: Path = Field(default_factory=lambda: data_dir_default("tail"))
     """Where verified tails are kept, so that a restart does not need the registry."""
+    service: str = Field(default="tail", pattern=r"^[a-z][a-z0-9-]{0,47}$")
+    """Name under which this node is discovered; another than `tail` for nodes in the middle of a chain, such as `mec`."""
+    next_service: str = Field(default="", pattern=r"^([a-z][a-z0-9-]{0,47})?$")
+    """Name of the nodes that run the segment after this node's; empty: only last segments run here."""
+    next_wait_s: float = Field(default=10.0, gt=0, le=25)
+    """How long a stream to a segment in the middle waits until a next node has accepted it too, seconds."""
+    codec: Literal["identity", "zstd"] = "zstd"
+    """How features are packed for the next node."""
     max_batch: int = Field(default=16, ge=1, le=1024)
     """Most frames computed together."""
     max_batch_delay_ms: float = Field(default=2.0, ge=0, le=1000)

@@ -10,22 +10,24 @@ from contextlib import aclosing
 from cloud.tail.assemble import Broken, Whole, assemble
 from cloud.tail.batch import Computed
 from cloud.tail.config import TailSettings
+from cloud.tail.forward import INLINE_BYTES, Onward, Relayed, onward
 from cloud.tail.segments import Loaded, Segments
 from splitmesh.api.segment.v1 import segment_pb2
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.errors import to_status
+from splitmesh.kernel.profiling import live_messages
 from splitmesh.kernel.signals import Attr, Span
 from splitmesh.kernel.streams import Drain, FrameStream
 from splitmesh.kernel.telemetry import AttrValue, Telemetry
 from splitmesh.kernel.tensors import spec_to_message, tensor_to_message
+from splitmesh.runtime.ort import CPU
 from splitmesh.tensor import TensorLimits, require_finite, unpack
 from splitmesh.tensor.spec import Array
 
 log = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE_MS = 10_000
-INLINE_BYTES = 64 * 1024
-"""Larger payloads are checked and unpacked in a thread: other streams and health checks must not wait for them."""
 OPEN_TIMEOUT_S = 10.0
 """A stream that does not say what it wants holds a call for no longer than this."""
 
@@ -36,15 +38,19 @@ Responses = AsyncGenerator[segment_pb2.RunResponse]
 class RunStreams:
     """Serves Run and Describe for the loaded segments."""
 
-    def __init__(self, segments: Segments, settings: TailSettings, telemetry: Telemetry, drain: Drain) -> None:
+    def __init__(
+        self, segments: Segments, settings: TailSettings, telemetry: Telemetry, drain: Drain, channels: Channels
+    ) -> None:
         self._segments = segments
+        self._channels = channels
         self._settings = settings
         self._telemetry = telemetry
         self._drain = drain
         self._limits = TensorLimits(max_size_bytes=settings.max_frame_bytes)
 
     async def serve(self, requests: Requests) -> Responses:
-        """Read open, load the segment, then answer frames until the stream ends or the node drains."""
+        """Read open, load the segment, reach the next one of a chain, then answer frames until the stream ends or the
+        node drains."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 first = await anext(requests, None)
@@ -53,8 +59,14 @@ class RunStreams:
         if first is None or first.WhichOneof("message") != "open":
             raise MeshError(Reason.PROTOCOL_VIOLATION, "the first message must be open")
         opening = first.open
-        log.info("%r opens a stream for %s version %d", opening.node, opening.model, opening.version)
-        async with self._segments.use(opening.model, opening.version) as loaded:
+        segment = opening.segment or 1
+        log.info(
+            "%r opens a stream for %s version %d segment %d", opening.node, opening.model, opening.version, segment
+        )
+        async with (
+            self._segments.use(opening.model, opening.version, segment) as loaded,
+            onward(loaded, self._channels, self._settings, self._telemetry) as following,
+        ):
             yield segment_pb2.RunResponse(
                 accepted=segment_pb2.Accepted(
                     node=self._settings.node,
@@ -63,7 +75,10 @@ class RunStreams:
                 )
             )
             stream: FrameStream[Whole | Broken, segment_pb2.RunResponse] = FrameStream(
-                lambda item: self._answer(item, loaded), _frame_error, credit=self._settings.credit, drain=self._drain
+                lambda item: self._answer(item, loaded, following),
+                _frame_error,
+                credit=self._settings.credit,
+                drain=self._drain,
             )
             async with aclosing(stream.serve(assemble(requests, self._limits))) as responses:
                 async for response in responses:
@@ -81,18 +96,26 @@ class RunStreams:
                     inputs=[spec_to_message(spec) for spec in one.session.inputs],
                     outputs=[spec_to_message(spec) for spec in one.session.outputs],
                     backend=one.session.providers[0],
+                    segment=one.segment,
+                    threads=self._settings.compute_threads,
+                    live=live_messages(one.live.summary()),
                 )
                 for one in loaded
             ],
             queue_length=sum(len(one.batcher) for one in loaded),
+            threads=self._settings.compute_threads,
+            backend=CPU,
         )
 
-    async def _answer(self, item: Whole | Broken, loaded: Loaded) -> segment_pb2.RunResponse:
+    async def _answer(self, item: Whole | Broken, loaded: Loaded, following: Onward | None) -> segment_pb2.RunResponse:
         if isinstance(item, Broken):
             raise item.error
+        deadline_s = (item.deadline_ms or DEFAULT_DEADLINE_MS) / 1000
+        expires = asyncio.get_running_loop().time() + deadline_s
         attributes: dict[Attr, AttrValue] = {
             Attr.MODEL: loaded.model,
             Attr.VERSION: loaded.version,
+            Attr.SEGMENT: loaded.segment,
             Attr.NODE: self._settings.node,
             Attr.FRAME_ID: item.frame_id,
         }
@@ -101,12 +124,14 @@ class RunStreams:
                 feeds = await asyncio.to_thread(_feeds, item, loaded, self._limits)
             else:
                 feeds = _feeds(item, loaded, self._limits)
-            deadline_s = (item.deadline_ms or DEFAULT_DEADLINE_MS) / 1000
             done = await loaded.batcher.submit(feeds, deadline_s)
             self._telemetry.record(Span.TAIL_QUEUE, done.enqueued_ns, done.started_ns, parent=span)
             batch = {Attr.BATCH_ID: done.batch_id, Attr.BATCH_SIZE: done.batch_size}
             self._telemetry.record(Span.TAIL_COMPUTE, done.started_ns, done.ended_ns, parent=span, attributes=batch)
-            return segment_pb2.RunResponse(result=_result(item.frame_id, done, loaded))
+            relayed = Relayed(done.outputs, ())
+            if following is not None:
+                relayed = await following.run(done.outputs, parent=span, expires=expires)
+            return segment_pb2.RunResponse(result=_result(item.frame_id, done, relayed))
 
 
 def _feeds(item: Whole, loaded: Loaded, limits: TensorLimits) -> dict[str, Array]:
@@ -129,13 +154,14 @@ def _feeds(item: Whole, loaded: Loaded, limits: TensorLimits) -> dict[str, Array
     return feeds
 
 
-def _result(frame_id: int, done: Computed, loaded: Loaded) -> segment_pb2.Result:
+def _result(frame_id: int, done: Computed, relayed: Relayed) -> segment_pb2.Result:
     return segment_pb2.Result(
         frame_id=frame_id,
-        outputs=[tensor_to_message(spec.name, done.outputs[spec.name]) for spec in loaded.session.outputs],
+        outputs=[tensor_to_message(name, array) for name, array in relayed.outputs.items()],
         queue_ms=(done.started_ns - done.enqueued_ns) / 1e6,
         compute_ms=(done.ended_ns - done.started_ns) / 1e6,
         batch_size=done.batch_size,
+        onward=relayed.hops,
     )
 
 

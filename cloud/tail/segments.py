@@ -14,14 +14,18 @@ import numpy as np
 from cloud.tail.batch import Batcher
 from cloud.tail.config import TailSettings
 from splitmesh.client.cache import ModelCache
-from splitmesh.errors import MeshError, Reason
+from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.kernel.config import ENV_PREFIX
+from splitmesh.model.manifest import SplitInfo
 from splitmesh.runtime import Session, open_session
+from splitmesh.runtime.timing import LiveTimings
 from splitmesh.tensor import DTYPES
 from splitmesh.tensor.spec import TensorSpec
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, int]
+Key = tuple[str, int, int]
+"""Model, version, number of the segment."""
 
 
 @dataclass(slots=True)
@@ -30,15 +34,21 @@ class Loaded:
 
     model: str
     version: int
+    segment: int
+    """Its number, counted from the head, which is 0."""
     session: Session
     batcher: Batcher
     wire: tuple[TensorSpec, ...]
     """What a frame must carry, in this order."""
+    onward: tuple[TensorSpec, ...]
+    """What the next segment takes; empty where this one is the last."""
+    live: LiveTimings
+    """What the session's runs take."""
     streams: int = 0
 
 
 class Segments:
-    """Loaded segments by model and version."""
+    """Loaded segments by model, version and number."""
 
     def __init__(self, cache: ModelCache, settings: TailSettings) -> None:
         self._cache = cache
@@ -61,14 +71,14 @@ class Segments:
         return list(self._loaded.values())
 
     @asynccontextmanager
-    async def use(self, model: str, version: int) -> AsyncIterator[Loaded]:
+    async def use(self, model: str, version: int, segment: int) -> AsyncIterator[Loaded]:
         """The segment, loaded when needed and not unloaded inside the block."""
-        key = (model, version)
+        key = (model, version, segment)
         loaded = self._loaded.pop(key, None)
         if loaded is None:
             # One load at a time: two at once would only fight for the same cores and memory.
             async with self._lock:
-                loaded = self._loaded.pop(key, None) or await self._load(model, version)
+                loaded = self._loaded.pop(key, None) or await self._load(*key)
         self._loaded[key] = loaded  # newest last
         loaded.streams += 1
         try:
@@ -76,7 +86,7 @@ class Segments:
         finally:
             loaded.streams -= 1
 
-    async def _load(self, model: str, version: int) -> Loaded:
+    async def _load(self, model: str, version: int, segment: int) -> Loaded:
         await self._make_room()
         try:
             async with asyncio.timeout(self._settings.load_deadline_s):
@@ -84,22 +94,39 @@ class Segments:
                 manifest = await self._cache.manifest(info)
                 if manifest.split is None:
                     raise MeshError(Reason.MODEL_INCOMPLETE, f"{model} version {version} is not split: it has no tail")
-                content = await self._cache.part(info, manifest.split.tail.artifact)
+                taken, onward = self._place(manifest.split, segment)
+                content = await self._cache.part(info, manifest.split.segments()[segment].artifact)
                 session = await asyncio.to_thread(_open_warm, content, self._settings)
         except TimeoutError as error:
             raise MeshError(
                 Reason.NOT_READY, f"{model} version {version} was not loaded in {self._settings.load_deadline_s} s"
             ) from error
         batchable = all(spec.shape[:1] == (-1,) for spec in (*session.inputs, *session.outputs))
+        live = LiveTimings()
         batcher = Batcher(
             session.run,
             max_batch=self._settings.max_batch if batchable else 1,
             max_delay_s=self._settings.max_batch_delay_ms / 1000 if batchable else 0.0,
             max_queue=self._settings.max_queue,
+            on_run=live.record,
         )
         batcher.start()
-        log.info("loaded the tail of %s version %d", model, version)
-        return Loaded(model, version, session, batcher, tuple(tensor.spec() for tensor in manifest.split.wire))
+        log.info("loaded segment %d of %s version %d", segment, model, version)
+        return Loaded(model, version, segment, session, batcher, taken, onward, live)
+
+    def _place(self, split: SplitInfo, segment: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """What a segment takes, and what it passes on."""
+        last = len(split.segments()) - 1
+        if not 1 <= segment <= last:
+            raise field_error("segment", f"is {segment}; this version has segments 1..{last} behind its head")
+        if segment < last and not self._settings.next_service:
+            raise MeshError(
+                Reason.NOT_READY,
+                f"segment {segment} of {last} is not the last, and this node knows no next one: set "
+                f"{ENV_PREFIX}NEXT_SERVICE",
+            )
+        wires = [tuple(tensor.spec() for tensor in hop.wire) for hop in split.hops()]
+        return wires[segment - 1], wires[segment] if segment < last else ()
 
     async def _make_room(self) -> None:
         while len(self._loaded) >= self._settings.max_loaded_segments:
@@ -113,7 +140,7 @@ class Segments:
             loaded = self._loaded.pop(idle)
             await loaded.batcher.stop()
             loaded.session.close()
-            log.info("unloaded the tail of %s version %d", loaded.model, loaded.version)
+            log.info("unloaded segment %d of %s version %d", loaded.segment, loaded.model, loaded.version)
 
 
 def _open_warm(content: bytes, settings: TailSettings) -> Session:

@@ -8,13 +8,15 @@ from typing import Any
 
 from cloud.tail.run import RunStreams
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
+from splitmesh.kernel.profiling import PieceTimer
 
 
 class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     """Serves the loaded segments."""
 
-    def __init__(self, streams: RunStreams) -> None:
+    def __init__(self, streams: RunStreams, timer: PieceTimer) -> None:
         self._streams = streams
+        self._timer = timer
 
     async def Run(
         self, request_iterator: AsyncIterator[segment_pb2.RunRequest], context: Any
@@ -27,3 +29,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def Describe(self, request: segment_pb2.DescribeRequest, context: Any) -> segment_pb2.DescribeResponse:
         """What this node has loaded."""
         return self._streams.describe()
+
+    async def Profile(
+        self, request_iterator: AsyncIterator[segment_pb2.ProfileRequest], context: Any
+    ) -> segment_pb2.ProfileResponse:
+        """Times one piece of a model on this node."""
+        return await self._timer.serve(aiter(request_iterator))

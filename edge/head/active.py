@@ -14,6 +14,7 @@ from splitmesh.client.segment import SegmentLink
 from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.model.manifest import Manifest
 from splitmesh.runtime import Session
+from splitmesh.runtime.timing import LiveTimings
 from splitmesh.tensor import DTYPES
 
 
@@ -28,6 +29,8 @@ class ActiveModel:
     """To the tails; None when the version is not split."""
     gate: Gate = field(default_factory=lambda: Gate(ESCALATE_ALL))
     """Replaced whole when the router pushes a policy."""
+    live: LiveTimings = field(default_factory=LiveTimings)
+    """What the session's runs take."""
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -56,4 +59,4 @@ def warm_up(session: Session) -> None:
     """Run once on zeros, so that no frame pays for the first run; a model with open dimensions is not warmed up."""
     if any(-1 in spec.shape[1:] for spec in session.inputs):
         return
-    session.run({spec.name: np.zeros((1, *spec.shape[1:]), DTYPES[spec.dtype]) for spec in session.inputs})
+    session.run({spec.name: np.zeros([abs(dim) for dim in spec.shape], DTYPES[spec.dtype]) for spec in session.inputs})

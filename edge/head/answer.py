@@ -6,9 +6,11 @@ This is the place to read to know where a frame goes. Every frame ends in exactl
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from edge.head.config import HeadSettings
 from edge.head.follow import Models
 from edge.head.perceive import Perceived, check_request, perceive
 from edge.head.report import Outcomes
+from edge.head.ways import Ways
 from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.client.segment import SegmentLink, SegmentResult
 from splitmesh.errors import MeshError, Reason
@@ -30,7 +33,10 @@ from splitmesh.model.gate import confidence
 from splitmesh.tensor import TensorLimits
 from splitmesh.tensor.spec import Array
 
+log = logging.getLogger(__name__)
+
 MAX_DEADLINE_MS = 600_000
+SHADOW_DEADLINE_S = 2.0
 MAX_LABELS = 1000
 _NAMES = {
     pb.ANSWERED_BY_EDGE_EXIT: "EDGE_EXIT",
@@ -45,6 +51,7 @@ class _Frame:
     """What stays the same on a frame's way."""
 
     request: pb.InferRequest
+    ways: Ways
     active: ActiveModel
     span: OtelSpan
     arrived_ns: int
@@ -63,12 +70,16 @@ class Answerer:
         self._workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="head")
         self._limits = TensorLimits(max_size_bytes=settings.max_frame_bytes)
         self._in_progress = 0
+        self._shadows: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Nothing to wait for."""
 
     async def stop(self) -> None:
         """Let the worker threads go."""
+        for task in self._shadows:
+            task.cancel()
+        await asyncio.gather(*self._shadows, return_exceptions=True)
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, request: pb.InferRequest) -> pb.InferResponse:
@@ -91,11 +102,12 @@ class Answerer:
                 )
             self._in_progress += 1
             try:
-                with self._models.active(request.model).use() as active:
+                ways = self._models.ways(request.model)
+                with ways.current.use() as active:
                     span.set_attribute(Attr.MODEL, active.info.model)
                     span.set_attribute(Attr.VERSION, active.info.version)
                     try:
-                        return await self._answer(request, active, span, arrived_ns)
+                        return await self._answer(request, ways, active, span, arrived_ns)
                     except MeshError as error:
                         self._outcomes.refused(active.info, error.reason)
                         raise
@@ -103,11 +115,11 @@ class Answerer:
                 self._in_progress -= 1
 
     async def _answer(
-        self, request: pb.InferRequest, active: ActiveModel, span: OtelSpan, arrived_ns: int
+        self, request: pb.InferRequest, ways: Ways, active: ActiveModel, span: OtelSpan, arrived_ns: int
     ) -> pb.InferResponse:
         deadline_ms = min(request.deadline_ms or self._settings.default_deadline_ms, MAX_DEADLINE_MS)
         loop = asyncio.get_running_loop()
-        frame = _Frame(request, active, span, arrived_ns, loop.time() + deadline_ms / 1000)
+        frame = _Frame(request, ways, active, span, arrived_ns, loop.time() + deadline_ms / 1000)
         try:
             async with asyncio.timeout_at(frame.expires):
                 seen = await loop.run_in_executor(self._workers, self._perceive, active, request)
@@ -125,14 +137,40 @@ class Answerer:
                 head_ms=(seen.ended_ns - seen.decoded_ns) / 1e6,
             ),
         )
+        ways.saw_head(active, response.timings.head_ms)
         await self._decide(frame, seen, response)
+        crossing_bytes = 0 if seen.packed is None else len(seen.packed.payload)
+        ways.saw_end(active, uplink_bytes=crossing_bytes, tail_ms=response.timings.tail_ms)
+        if not crossing_bytes and (other := ways.shadow_due()) is not None:
+            task = asyncio.create_task(self._shadow(request, other))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
         response.timings.total_ms = (time.time_ns() - arrived_ns) / 1e6
         span.set_attribute(Attr.ANSWERED_BY, _NAMES[response.answered_by])
         return response
 
-    def _perceive(self, active: ActiveModel, request: pb.InferRequest) -> Perceived:
+    def _perceive(self, active: ActiveModel, request: pb.InferRequest, *, escalate: bool = False) -> Perceived:
         settings = self._settings
-        return perceive(active, request, max_pixels=settings.max_pixels, limits=self._limits, codec=settings.codec)
+        return perceive(
+            active,
+            request,
+            max_pixels=settings.max_pixels,
+            limits=self._limits,
+            codec=settings.codec,
+            escalate=escalate,
+        )
+
+    async def _shadow(self, request: pb.InferRequest, other: ActiveModel) -> None:
+        """Send a frame that is answered already the other way, to learn what the link is like; nobody sees the answer."""
+        with other.use():
+            try:
+                seen = await asyncio.get_running_loop().run_in_executor(
+                    self._workers, partial(self._perceive, other, request, escalate=True)
+                )
+                if seen.packed is not None and other.link is not None:
+                    await other.link.run(seen.packed, traceparent="", deadline_s=SHADOW_DEADLINE_S)
+            except MeshError as error:
+                log.debug("a shadow frame got no answer: %s", error)
 
     async def _decide(self, frame: _Frame, seen: Perceived, response: pb.InferResponse) -> None:
         """Fill in the answer: from the whole model, the exit, the tail, or the exit as fallback."""
@@ -160,6 +198,8 @@ class Answerer:
             result = await self._escalate(frame, link, seen, response)
             _fill(response, frame.active, result.outputs)
         except MeshError as error:
+            if await self._answer_whole(frame, response, error.reason):
+                return
             if exit_row is None:
                 raise
             _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
@@ -172,6 +212,30 @@ class Answerer:
         disagreed = exit_row is not None and bool(response.labels) and response.labels[0].index != _best(exit_row)
         self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
 
+    async def _answer_whole(self, frame: _Frame, response: pb.InferResponse, reason: Reason) -> bool:
+        """Answer here with the whole model, where it is one of the ways and there is time left; whether that was so."""
+        other = frame.ways.whole()
+        if other is None:
+            return False
+        with other.use():
+            try:
+                async with asyncio.timeout_at(frame.expires):
+                    seen = await asyncio.get_running_loop().run_in_executor(
+                        self._workers, self._perceive, other, frame.request
+                    )
+                _fill(response, other, seen.outputs)
+            except (MeshError, TimeoutError) as error:
+                log.warning("the whole model could not answer instead of the tail: %s", error)
+                return False
+        response.timings.head_ms += (seen.ended_ns - seen.decoded_ns) / 1e6
+        response.version = other.info.version
+        response.answered_by = pb.ANSWERED_BY_EDGE_WHOLE
+        response.fallback_reason = reason.value
+        del response.cut[:]
+        frame.span.set_attribute(Attr.FALLBACK_REASON, reason.value)
+        self._outcomes.edge_whole(other.info)
+        return True
+
     async def _escalate(
         self, frame: _Frame, link: SegmentLink, seen: Perceived, response: pb.InferResponse
     ) -> SegmentResult:
@@ -179,15 +243,16 @@ class Answerer:
             raise AssertionError("a frame escalates only when it was packed")
         response.timings.encode_ms = (seen.packed_ns - seen.ended_ns) / 1e6
         with self._telemetry.span(Span.HEAD_ESCALATE, parent=frame.span) as span:
-            left_s = frame.expires - asyncio.get_running_loop().time() - self._settings.answer_margin_ms / 1000
+            reserve_ms = self._settings.answer_margin_ms + frame.ways.whole_ms()
+            left_s = frame.expires - asyncio.get_running_loop().time() - reserve_ms / 1000
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
             result = await link.run(seen.packed, traceparent=traceparent_of(span), deadline_s=left_s)
             response.uplink_bytes = len(seen.packed.payload)
             span.set_attribute(Attr.UPLINK_BYTES, len(seen.packed.payload))
-        response.timings.tail_queue_ms = result.queue_ms
-        response.timings.tail_ms = result.compute_ms
-        response.timings.link_ms = max(0.0, result.round_trip_ms - result.queue_ms - result.compute_ms)
+        response.timings.tail_queue_ms = result.later_queue_ms
+        response.timings.tail_ms = result.later_compute_ms
+        response.timings.link_ms = result.links_ms
         return result
 
 

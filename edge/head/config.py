@@ -9,13 +9,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from splitmesh.kernel.config import ServiceSettings, data_dir_default
+from splitmesh.kernel.config import data_dir_default
+from splitmesh.kernel.profiling import ProfilingSettings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """What the registry accepts as the name of a model or an alias."""
 
 
-class HeadSettings(ServiceSettings):
+class HeadSettings(ProfilingSettings):
     """Settings of the head, beside those every service has."""
 
     data_dir: Path = Field(default_factory=lambda: data_dir_default("head"))

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from edge.head.active import ActiveModel, warm_up
 from edge.head.config import HeadSettings
+from edge.head.ways import Way, Ways, estimator_for
 from splitmesh.client.cache import ModelCache
+from splitmesh.client.link_estimate import LinkEstimator
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.client.routing import RoutingClient
 from splitmesh.client.segment import SegmentLink
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
+from splitmesh.model.alternatives import ALTERNATIVES, AlternativeSet
 from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.runtime import open_session
 
@@ -48,9 +51,10 @@ class ModelFollower:
         self._kept: int | None = None  # the version that a restart would begin with
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._policy_task: asyncio.Task[None] | None = None
+        self._policy_tasks: list[asyncio.Task[None]] = []
         self._retiring: set[asyncio.Task[None]] = set()
-        self.active: ActiveModel | None = None
+        self.ways: Ways | None = None
+        """The version to answer with, in one way or several; None until one is loaded."""
 
     async def start(self) -> None:
         """Begin to follow; returns when the version on disk, if any, is active."""
@@ -65,14 +69,14 @@ class ModelFollower:
 
     async def stop(self) -> None:
         """Stop following and unload."""
-        tasks = [*self._tasks, *([self._policy_task] if self._policy_task else [])]
+        tasks = [*self._tasks, *self._policy_tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        if self.active is not None:
-            await self.active.retire()
-            self.active = None
+        if self.ways is not None:
+            await self.ways.retire()
+            self.ways = None
 
     async def _watch(self) -> None:
         while True:
@@ -94,7 +98,7 @@ class ModelFollower:
             if wanted is None:
                 continue
             try:
-                if self.active is None or self.active.info.version != wanted.version:
+                if self.ways is None or self.ways.all[0].info.version != wanted.version:
                     await self._activate(wanted, wait_for_tail=True)
             except Exception as error:
                 # Whatever it is (a full disk, an artefact that nobody foresaw): the head goes on with what it has.
@@ -125,6 +129,43 @@ class ModelFollower:
 
         A head that restarts with what it knew does not wait for a tail: it has to answer with the cable cut.
         """
+        if ALTERNATIVES in version.artifacts:
+            planned = AlternativeSet.from_json(await self._cache.part(version, ALTERNATIVES))
+            fresh = await self._load_ways(version, planned, wait_for_tail=wait_for_tail)
+        else:
+            fresh = Ways.only(await self._load(version, None, wait_for_tail=wait_for_tail))
+        old, self.ways = self.ways, fresh
+        fresh.start()
+        log.info("%s version %d is active", version.model, version.version)
+        await self._on_active()
+        for task in self._policy_tasks:
+            task.cancel()
+        self._policy_tasks = [
+            asyncio.create_task(self._follow_policy(active)) for active in fresh.all if active.manifest.exit is not None
+        ]
+        if old is not None:
+            retiring = asyncio.create_task(old.retire())
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _load_ways(self, version: VersionInfo, planned: AlternativeSet, *, wait_for_tail: bool) -> Ways:
+        estimator = estimator_for(planned)
+        loaded: list[Way] = []
+        try:
+            for entry in planned.alternatives:
+                info = version
+                if entry.version:
+                    info = await self._cache.version(version.model, entry.version)
+                    # Under a name, so that the cache never drops its parts: a restart may have no registry.
+                    await self._cache.remember(info, f"{self._note}.{len(loaded)}")
+                loaded.append(Way(await self._load(info, estimator, wait_for_tail=wait_for_tail), entry))
+        except BaseException:
+            await asyncio.gather(*(way.active.retire() for way in loaded))
+            raise
+        return Ways(loaded, estimator, workers=self._settings.workers)
+
+    async def _load(self, version: VersionInfo, estimator: LinkEstimator | None, *, wait_for_tail: bool) -> ActiveModel:
+        """Fetched, warmed, connected, with the policy last heard."""
         manifest = await self._cache.manifest(version)
         segment = manifest.whole if manifest.split is None else manifest.split.head
         content = await self._cache.part(version, segment.artifact)
@@ -135,7 +176,12 @@ class ModelFollower:
         link = None
         if manifest.split is not None:
             link = SegmentLink(
-                self._channels, version.model, version.version, self._settings.node, service=self._settings.tail_service
+                self._channels,
+                version.model,
+                version.version,
+                self._settings.node,
+                service=self._settings.tail_service,
+                estimator=estimator,
             )
         fresh = ActiveModel(version, manifest, session, link)
         try:
@@ -143,17 +189,7 @@ class ModelFollower:
         except BaseException:
             await fresh.retire()
             raise
-        old, self.active = self.active, fresh
-        log.info("%s version %d is active", version.model, version.version)
-        await self._on_active()
-        if self._policy_task is not None:
-            self._policy_task.cancel()
-        if manifest.exit is not None:
-            self._policy_task = asyncio.create_task(self._follow_policy(fresh))
-        if old is not None:
-            retiring = asyncio.create_task(old.retire())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+        return fresh
 
     async def _prepare(self, fresh: ActiveModel, *, wait_for_tail: bool) -> None:
         """The last known policy, and streams to the tails."""
@@ -215,13 +251,18 @@ class Models:
         self._followers = followers
         self._first = next(iter(followers))
 
-    def active(self, model: str) -> ActiveModel:
+    def ways(self, model: str) -> Ways:
         """The version to answer with; MODEL_NOT_FOUND, or NOT_READY while none is loaded."""
         follower = self._followers.get(model or self._first)
         if follower is None:
             raise MeshError(Reason.MODEL_NOT_FOUND, f"this head serves {', '.join(self._followers)}, not {model!r}")
-        if follower.active is None:
+        if follower.ways is None:
             raise MeshError(
                 Reason.NOT_READY, f"no version of {model or self._first!r} is loaded yet", retry_after_s=RETRY_S
             )
-        return follower.active
+        return follower.ways
+
+    def loaded(self) -> list[ActiveModel]:
+        """Every version in memory that answers, in all its ways."""
+        loaded = [follower.ways for follower in self._followers.values() if follower.ways is not None]
+        return [active for ways in loaded for active in ways.all]

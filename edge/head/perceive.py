@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from edge.head.active import ActiveModel
 from splitmesh.api.inference.v1 import inference_pb2
 from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.kernel.tensors import tensor_from_message
+from splitmesh.kernel.tensors import input_bytes, tensor_from_message
 from splitmesh.tensor import Frame, TensorLimits, pack, require_finite
-from splitmesh.tensor.spec import Array, spec_of
+from splitmesh.tensor.spec import Array, TensorSpec, spec_of
 
 MAX_CAMERA_ID = 128
 
@@ -42,8 +42,8 @@ def check_request(request: inference_pb2.InferRequest, max_frame_bytes: int) -> 
         raise field_error("camera_id", f"has {len(request.camera_id)} characters; at most {MAX_CAMERA_ID}")
     kind = request.WhichOneof("input")
     if kind is None:
-        raise field_error("input", "is missing: set image or tensor")
-    size = len(request.image) if kind == "image" else len(request.tensor.data)
+        raise field_error("input", "is missing: set image, tensor or tensors")
+    size = input_bytes(request)
     if size > max_frame_bytes:
         raise MeshError(
             Reason.FRAME_TOO_LARGE,
@@ -54,17 +54,24 @@ def check_request(request: inference_pb2.InferRequest, max_frame_bytes: int) -> 
 
 
 def perceive(
-    active: ActiveModel, request: inference_pb2.InferRequest, *, max_pixels: int, limits: TensorLimits, codec: str
+    active: ActiveModel,
+    request: inference_pb2.InferRequest,
+    *,
+    max_pixels: int,
+    limits: TensorLimits,
+    codec: str,
+    escalate: bool = False,
 ) -> Perceived:
-    """Decode and compute one frame; ``codec`` packs it when it is hard."""
+    """Decode and compute one frame; ``codec`` packs it when it is hard or is to ``escalate`` in any case."""
     started_ns = time.time_ns()
     feeds = _feeds(active, request, max_pixels, limits)
     decoded_ns = time.time_ns()
     outputs = active.session.run(feeds)
     ended_ns = time.time_ns()
+    active.live.record(1, (ended_ns - decoded_ns) / 1e6)
     manifest = active.manifest
     exit_row = None if manifest.exit is None else outputs[manifest.exit.output]
-    sure = exit_row is not None and bool(active.gate.decide(exit_row)[0])
+    sure = not escalate and exit_row is not None and bool(active.gate.decide(exit_row)[0])
     packed = None
     if manifest.split is not None and not sure:
         packed = pack([(tensor.name, outputs[tensor.name]) for tensor in manifest.split.wire], codec)
@@ -74,17 +81,41 @@ def perceive(
 def _feeds(
     active: ActiveModel, request: inference_pb2.InferRequest, max_pixels: int, limits: TensorLimits
 ) -> dict[str, Array]:
-    expected = active.session.inputs[0]
-    if request.WhichOneof("input") == "image":
+    kind, inputs = request.WhichOneof("input"), active.session.inputs
+    if kind == "tensors":
+        return _named(active, request, limits)
+    if len(inputs) != 1:
+        named = ", ".join(repr(spec.name) for spec in inputs)
+        raise field_error(kind or "input", f"model {active.info.model!r} takes {named}: send tensors")
+    expected = inputs[0]
+    if kind == "image":
         preprocess = active.manifest.preprocess
         if preprocess is None:
             raise field_error("image", f"model {active.info.model!r} declares no preprocessing; send a tensor")
         return {expected.name: preprocess.normalise(preprocess.pixels(request.image, max_pixels=max_pixels)[None])}
-    if len(active.session.inputs) != 1:
-        raise field_error("tensor", f"model {active.info.model!r} takes {len(active.session.inputs)} inputs")
     name, array = tensor_from_message(request.tensor, limits)
-    expected.require_match(spec_of(name or expected.name, array))
+    return {expected.name: _checked(expected, name or expected.name, array)}
+
+
+def _named(active: ActiveModel, request: inference_pb2.InferRequest, limits: TensorLimits) -> dict[str, Array]:
+    """All inputs by name: each exactly once, none missing, none unknown."""
+    inputs = {spec.name: spec for spec in active.session.inputs}
+    feeds: dict[str, Array] = {}
+    for message in request.tensors.tensors:
+        if message.spec.name not in inputs:
+            raise field_error("tensors", f"model {active.info.model!r} has no input {message.spec.name!r}")
+        if message.spec.name in feeds:
+            raise field_error("tensors", f"input {message.spec.name!r} is given twice")
+        name, array = tensor_from_message(message, limits)
+        feeds[name] = _checked(inputs[name], name, array)
+    if missing := [name for name in inputs if name not in feeds]:
+        raise field_error("tensors", f"input {', '.join(map(repr, missing))} of {active.info.model!r} is missing")
+    return feeds
+
+
+def _checked(expected: TensorSpec, name: str, array: Array) -> Array:
+    expected.require_match(spec_of(name, array))
     if array.shape[:1] != (1,):
         raise MeshError(Reason.TENSOR_SHAPE_MISMATCH, "a request holds one sample: the first dimension must be 1")
     require_finite(expected.name, array)
-    return {expected.name: array}
+    return array

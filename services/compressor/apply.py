@@ -14,7 +14,7 @@ from services.compressor.report import Report
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.jobs import Progress, run_job
-from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, REPORT, TAIL, WHOLE, Manifest
+from splitmesh.model.manifest import CALIBRATION, MANIFEST, REPORT, Manifest
 
 CREATED_BY = "compressor"
 JOB_SHARE = 0.8
@@ -51,9 +51,10 @@ class Compressor:
     async def apply(self, info: VersionInfo, recipe: Recipe, progress: Progress) -> tuple[int, Report]:
         """The new version and its report. Raises the recipe's and the registry's MeshErrors, nothing registered."""
         progress("fetch the version", 0.0)
-        names = (MANIFEST, WHOLE, HEAD, TAIL, CALIBRATION)
-        artifacts = {name: await self._registry.fetch(info, name) for name in names}
-        calibration = artifacts.pop(CALIBRATION)
+        about = await self._registry.fetch(info, MANIFEST)
+        names = [segment.artifact for segment in Manifest.from_json(about).segments()]
+        artifacts = {MANIFEST: about, **{name: await self._registry.fetch(info, name) for name in names}}
+        calibration = await self._registry.fetch(info, CALIBRATION)
         made = await run_job(
             compress,
             artifacts,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from splitmesh.model.classes import as_probabilities
 from splitmesh.model.gate import confidence
-from splitmesh.model.manifest import HEAD, TAIL, WHOLE
-from splitmesh.runtime import Session, open_session
+from splitmesh.model.verify import run_chain
+from splitmesh.runtime import open_session
 from splitmesh.tensor import codecs
 from splitmesh.tensor.spec import Array, as_bytes
 
@@ -39,7 +39,8 @@ class Measured:
 
 
 def measure(
-    models: Mapping[str, bytes],
+    whole: bytes,
+    segments: Sequence[bytes],
     plain_head: bytes,
     feeds: Iterable[Mapping[str, Array]],
     *,
@@ -49,7 +50,8 @@ def measure(
     """Run everything on ``feeds``.
 
     Args:
-        models: whole, compressed head and tail by artefact name.
+        whole: the model.
+        segments: the compressed ones, in order; bytes on the wire are those that leave the first.
         plain_head: the head before the recipe.
         feeds: batches of inputs; at least one.
         class_output: the whole model's output with a score per class; empty: none.
@@ -61,19 +63,19 @@ def measure(
     exit_agrees: list[NDArray[np.bool_]] = []
     confidences: list[NDArray[np.float64]] = []
     with ExitStack() as stack:
-        whole, head, tail, plain = (
-            stack.enter_context(closing(open_session(model)))
-            for model in (models[WHOLE], models[HEAD], models[TAIL], plain_head)
+        model, plain, head, *later = (
+            stack.enter_context(closing(open_session(content))) for content in (whole, plain_head, *segments)
         )
-        wire = [spec.name for spec in tail.inputs]
+        wire = [spec.name for spec in later[0].inputs]
         for feed in feeds:
             features, plain_features = head.run(feed), plain.run(feed)
             before += _wire_bytes([plain_features[spec.name] for spec in plain.outputs])
             after += _wire_bytes([features[name] for name in wire])
             if not class_output:
                 continue
-            expected = as_probabilities(whole.run(feed)[class_output]).argmax(axis=1)
-            tail_agrees.append(_classes(tail, {name: features[name] for name in wire}, class_output) == expected)
+            expected = as_probabilities(model.run(feed)[class_output]).argmax(axis=1)
+            answered = as_probabilities(run_chain(later, features)[class_output]).argmax(axis=1)
+            tail_agrees.append(answered == expected)
             if exit_output:
                 confidences.append(confidence(features[exit_output]))
                 exit_agrees.append(features[exit_output].argmax(axis=1) == expected)
@@ -87,11 +89,6 @@ def measure(
         confidences=np.concatenate(confidences) if confidences else np.empty(0),
         agrees=agrees,
     )
-
-
-def _classes(tail: Session, features: Mapping[str, Array], output: str) -> NDArray[np.int64]:
-    classes: NDArray[np.int64] = as_probabilities(tail.run(features)[output]).argmax(axis=1)
-    return classes
 
 
 def _joined(parts: Sequence[NDArray[np.bool_]], dtype: type[np.bool_]) -> NDArray[np.bool_]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
-from splitmesh.kernel.config import ServiceSettings, data_dir_default
+from splitmesh.kernel.config import ServiceSettings
 
 
 class PartitionerSettings(ServiceSettings):
-    """Where profiles are kept and what a job may take."""
+    """What a job may take. Profiles are kept in the registry."""
 
-    data_dir: Path = Field(default_factory=lambda: data_dir_default("partitioner"))
-    """Folder of the profile cache; made when missing. Everything in it can be measured again."""
-    max_profiles: int = Field(default=256, ge=1)
-    """Profiles kept on disk; the one used longest ago goes first."""
+    profiled_services: str = Field(default="head,tail", pattern=r"^[a-z][a-z0-9-]{0,47}(,[a-z][a-z0-9-]{0,47})*$")
+    """Names under which nodes that can time pieces are discovered, separated by commas."""
     profile_threads: int = Field(default=1, ge=1, le=256)
     """Threads inside one operator while timing; as many as the edge and the cloud will use."""
     max_disagreement: float = Field(default=0.02, gt=0, lt=1)

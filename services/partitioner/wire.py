@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
-from services.partitioner.partition import PlanTask
-from services.partitioner.profiles import StoredProfile
+from services.partitioner.measure import Where
+from services.partitioner.planning import Host, PlanTask
 from splitmesh.api.partition.v1 import partition_pb2
-from splitmesh.model.plan import Constraints, Link, Option, Plan, Workload
+from splitmesh.errors import field_error
+from splitmesh.model.plan import Constraints, Link, Objective, Option, Plan, Workload
+
+_OBJECTIVES = {
+    partition_pb2.OBJECTIVE_UNSPECIFIED: Objective.LATENCY,
+    partition_pb2.OBJECTIVE_LATENCY: Objective.LATENCY,
+    partition_pb2.OBJECTIVE_THROUGHPUT: Objective.THROUGHPUT,
+}
 
 
 def task_from(message: partition_pb2.PlanPartitionRequest) -> PlanTask:
     """What a plan is asked for; FIELD_INVALID for values out of range."""
+    between = [
+        Host(tier.name or f"tier {index}", tier.node, tier.slowdown or 1.0, tier.max_model_bytes or None)
+        for index, tier in enumerate(message.between, start=2)
+    ]
+    if message.objective not in _OBJECTIVES:
+        raise field_error("objective", f"is {message.objective}, which this service does not know")
+    if not (math.isfinite(message.cloud_speedup) and message.cloud_speedup >= 0):
+        raise field_error("cloud_speedup", f"is {message.cloud_speedup}, expected a number greater than 0")
     return PlanTask(
-        link=Link(message.uplink_mbps, message.rtt_ms),
+        hosts=(
+            Host("edge", message.edge_node, message.edge_slowdown or 1.0),
+            *between,
+            Host("cloud", message.cloud_node, 1 / (message.cloud_speedup or 1.0)),
+        ),
+        links=(
+            Link(message.uplink_mbps, message.rtt_ms),
+            *(Link(tier.uplink_mbps, tier.rtt_ms) for tier in message.between),
+        ),
         workload=Workload(escalation=message.escalation if message.HasField("escalation") else None),
         constraints=Constraints(
-            picture_stays_on_site=message.picture_stays_on_site, max_head_bytes=message.max_head_bytes or None
+            picture_stays_on_site=message.picture_stays_on_site,
+            max_head_bytes=message.max_head_bytes or None,
+            uplink_budget_bytes_per_s=message.uplink_budget_bytes_per_s or None,
+            frames_per_s=message.frames_per_s or None,
+            max_leakage=message.max_leakage if message.HasField("max_leakage") else None,
+            kept_on_edge=tuple(message.kept_on_edge),
         ),
-        edge_slowdown=message.edge_slowdown or 1.0,
-        cloud_speedup=message.cloud_speedup or 1.0,
+        objective=_OBJECTIVES[message.objective],
         picture_bytes=message.picture_bytes,
     )
 
 
-def profile_to(stored: StoredProfile) -> partition_pb2.ProfileModelResponse:
-    """A profile as a message."""
-    cuts = [
-        partition_pb2.CutProfile(
-            tensors=cut.tensors,
-            position=cut.position,
-            head_ms=cut.head_ms,
-            tail_ms=cut.tail_ms,
-            measured=cut.measured,
-            raw_bytes=cut.raw_bytes,
-            wire_bytes=cut.wire_bytes,
-            escalation=cut.escalation,
-        )
-        for cut in stored.profile.cuts
-    ]
-    return partition_pb2.ProfileModelResponse(
-        whole_ms=stored.profile.whole_ms, cuts=cuts, calibration=stored.profile.calibration
-    )
+def where_from(message: partition_pb2.ProfileModelRequest) -> Where:
+    """On what a profile is to be made."""
+    return Where(message.node, message.batch or 1, message.threads, message.backend)
 
 
 def plan_to(plan: Plan) -> partition_pb2.PlanPartitionResponse:
     """A plan as a message."""
-    return partition_pb2.PlanPartitionResponse(options=[_option_to(option) for option in plan.options], why=plan.why)
+    sure = plan.certificate
+    return partition_pb2.PlanPartitionResponse(
+        options=[_option_to(option) for option in plan.options],
+        why=plan.why,
+        certificate=partition_pb2.Certificate(
+            lower_bound_ms=sure.lower_bound_ms, gap_ms=sure.gap_ms, method=sure.method
+        )
+        if sure is not None
+        else None,
+    )
 
 
 def _option_to(option: Option) -> partition_pb2.PlanOption:
@@ -60,4 +82,8 @@ def _option_to(option: Option) -> partition_pb2.PlanOption:
         throughput_fps=option.throughput_fps,
         feasible=option.feasible,
         refused_because=option.refused_because or "",
+        agreement=option.agreement,
+        head_bytes=option.head_bytes,
+        measured=option.measured,
+        tiers=[partition_pb2.TierShare(**asdict(share)) for share in option.tiers],
     )

@@ -9,6 +9,7 @@ from services.registry.check import CheckLimits, ModelCheck
 from services.registry.config import RegistrySettings
 from services.registry.folder_lock import FolderLock
 from services.registry.limits import Slots
+from services.registry.profiles import Profiles
 from services.registry.pull import Pull
 from services.registry.push import Push
 from services.registry.servicer import RegistryServicer
@@ -58,6 +59,7 @@ def build(settings: RegistrySettings, kernel: Kernel) -> App:
         Pull(blobs, Slots("downloads", settings.max_downloads)),
         Versions(store, blobs, check, watch, max_artifacts=settings.max_artifacts_per_version),
         watch,
+        Profiles(store, max_reply_bytes=settings.max_frame_bytes),
         send_idle_s=settings.send_idle_s,
     )
 

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from services.registry.store import (
+    MAX_PROFILES,
     AliasMove,
     AliasState,
     Draft,
     Model,
+    ProfileRecord,
     Version,
     alias_not_found,
     model_not_found,
+    too_many_profiles,
     version_not_found,
 )
 
@@ -30,6 +33,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
+        self._profiles: dict[str, dict[str, ProfileRecord]] = {}
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -115,6 +119,18 @@ class MemoryStore:
         found = self._models.get(model)
         number, revision = found.aliases.get(alias, (0, 0)) if found else (0, 0)
         return AliasState(model, alias, self._version(model, number) if number else None, revision)
+
+    async def put_profile(self, record: ProfileRecord) -> None:
+        """See the port."""
+        kept = self._profiles.setdefault(record.sha256, {})
+        if record.key not in kept and len(kept) >= MAX_PROFILES:
+            raise too_many_profiles()
+        kept[record.key] = record
+
+    async def list_profiles(self, sha256: str, node: str) -> list[ProfileRecord]:
+        """See the port."""
+        found = [one for one in self._profiles.get(sha256, {}).values() if node in ("", one.node)]
+        return sorted(found, key=lambda one: (one.update_time, one.key), reverse=True)
 
     def _model(self, name: str) -> _Model:
         found = self._models.get(name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import datetime
 
 from services.registry.pull import Piece
 from services.registry.push import Start
 from services.registry.store import AliasState, Artifact, Draft, Model, Version
 from splitmesh.api.registry.v1 import registry_pb2 as pb
+from splitmesh.client.profiles import profile_to_message
+from splitmesh.model.profile_data import Profile
 
 
 async def upload_messages(requests: AsyncIterator[pb.PushArtifactRequest]) -> AsyncGenerator[Start | bytes, None]:
@@ -64,3 +67,10 @@ def from_state(state: AliasState) -> pb.WatchAliasResponse:
     """Where an alias points as a message; the version is absent while the alias does not exist."""
     version = from_version(state.version) if state.version else None
     return pb.WatchAliasResponse(version=version, revision=state.revision)
+
+
+def from_profile(profile: Profile, update_time: datetime) -> pb.StoredProfile:
+    """A kept profile as a message."""
+    message = pb.StoredProfile(profile=profile_to_message(profile))
+    message.update_time.FromDatetime(update_time)
+    return message

@@ -8,8 +8,17 @@ from contextlib import aclosing
 import grpc
 
 from services.registry.blobs import BlobFolder
-from services.registry.messages import from_model, from_piece, from_state, from_version, to_draft, upload_messages
+from services.registry.messages import (
+    from_model,
+    from_piece,
+    from_profile,
+    from_state,
+    from_version,
+    to_draft,
+    upload_messages,
+)
 from services.registry.names import check_alias, check_model_name
+from services.registry.profiles import Profiles
 from services.registry.pull import Pull
 from services.registry.push import Push
 from services.registry.send import send
@@ -18,19 +27,29 @@ from services.registry.watch import AliasWatch
 from splitmesh.api.registry.v1 import registry_pb2 as pb
 from splitmesh.api.registry.v1.registry_pb2_grpc import RegistryServiceServicer
 from splitmesh.client.artifacts import UPLOAD_ACCEPTED
+from splitmesh.client.profiles import profile_from_message
 
 
 class RegistryServicer(RegistryServiceServicer):
     """One registry."""
 
     def __init__(
-        self, blobs: BlobFolder, push: Push, pull: Pull, versions: Versions, watch: AliasWatch, *, send_idle_s: float
+        self,
+        blobs: BlobFolder,
+        push: Push,
+        pull: Pull,
+        versions: Versions,
+        watch: AliasWatch,
+        profiles: Profiles,
+        *,
+        send_idle_s: float,
     ) -> None:
         self._blobs = blobs
         self._push = push
         self._pull = pull
         self._versions = versions
         self._watch = watch
+        self._profiles = profiles
         self._send_idle_s = send_idle_s
 
     async def PushArtifact(
@@ -96,3 +115,17 @@ class RegistryServicer(RegistryServiceServicer):
         check_model_name(request.model)
         check_alias(request.alias)
         await send(context, self._watch.follow(request.model, request.alias), from_state, self._send_idle_s)
+
+    async def PutProfile(
+        self, request: pb.PutProfileRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PutProfileResponse:
+        """See the contract."""
+        await self._profiles.put(request.model, request.version, profile_from_message(request.profile))
+        return pb.PutProfileResponse()
+
+    async def ListProfiles(
+        self, request: pb.ListProfilesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListProfilesResponse:
+        """See the contract."""
+        found = await self._profiles.list(request.model, request.version, request.node)
+        return pb.ListProfilesResponse(profiles=[from_profile(profile, moment) for profile, moment in found])

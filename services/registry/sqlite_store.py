@@ -12,16 +12,19 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from services.registry import sqlite_profiles
+from services.registry.sqlite_profiles import PROFILES_SCHEMA, from_us, to_us
 from services.registry.store import (
     AliasMove,
     AliasState,
     Artifact,
     Draft,
     Model,
+    ProfileRecord,
     Version,
     alias_not_found,
     model_not_found,
@@ -29,7 +32,7 @@ from services.registry.store import (
 )
 from splitmesh.errors import MeshError, Reason
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE models (
     name TEXT PRIMARY KEY, latest_version INTEGER NOT NULL, create_time_us INTEGER NOT NULL
@@ -50,8 +53,9 @@ CREATE TABLE aliases (
     PRIMARY KEY (model, alias), FOREIGN KEY (model, version) REFERENCES versions (model, version)
 ) WITHOUT ROWID, STRICT;
 """
+_STEPS = {0: _SCHEMA + PROFILES_SCHEMA, 1: PROFILES_SCHEMA}
+"""What brings a file of an older schema (0: a new file) to the present one."""
 _VERSION_COLUMNS = "model, version, parent, created_by, description, create_time_us"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 T = TypeVar("T")
 
@@ -65,7 +69,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
 
     async def start(self) -> None:
-        """Open, and make the tables in a new file; NOT_READY when the file is no registry of this schema."""
+        """Open, and make the tables that are missing; NOT_READY when the file is no registry of this schema."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry-metadata")
         await self._run(self._open)
 
@@ -112,6 +116,14 @@ class SqliteStore:
         """See the port."""
         return await self._run(lambda: self._alias_state(model, alias))
 
+    async def put_profile(self, record: ProfileRecord) -> None:
+        """See the port."""
+        await self._run(lambda: self._put_profile(record))
+
+    async def list_profiles(self, sha256: str, node: str) -> list[ProfileRecord]:
+        """See the port."""
+        return await self._run(lambda: sqlite_profiles.list_profiles(self._db, sha256, node))
+
     # Everything below runs in the store's own thread.
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -135,8 +147,9 @@ class SqliteStore:
             found = connection.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise MeshError(Reason.NOT_READY, f"the registry's metadata file cannot be read: {error}") from error
-        if found == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        if found in _STEPS:
+            step = _STEPS[found]
+            connection.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif found != SCHEMA_VERSION:
             raise MeshError(
                 Reason.NOT_READY, f"the metadata file has schema {found}; this program reads {SCHEMA_VERSION}"
@@ -196,7 +209,7 @@ class SqliteStore:
                 artifacts=tuple(artifacts.get(number, ())),
                 created_by=created_by,
                 description=description,
-                create_time=_from_us(create_time_us),
+                create_time=from_us(create_time_us),
                 aliases=tuple(aliases.get(number, ())),
             )
             for name, number, parent, created_by, description, create_time_us in rows
@@ -216,7 +229,7 @@ class SqliteStore:
             latest = row[0] if row else 0
             if draft.parent > latest:
                 raise version_not_found(draft.model, draft.parent)
-            number, created = latest + 1, _to_us(create_time)
+            number, created = latest + 1, to_us(create_time)
             db.execute(
                 "INSERT INTO models VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
                 " SET latest_version = excluded.latest_version",
@@ -262,7 +275,7 @@ class SqliteStore:
                 (rows[0][0], rows[-1][0]),
             ):
                 aliases[model][alias] = version
-        return [Model(name, latest, aliases[name], _from_us(created)) for name, latest, created in rows]
+        return [Model(name, latest, aliases[name], from_us(created)) for name, latest, created in rows]
 
     def _list_versions(self, model: str, before: int, limit: int) -> list[Version]:
         latest = self._latest(model)
@@ -289,10 +302,6 @@ class SqliteStore:
         version, revision = (self._version(model, row[0]), row[1]) if row else (None, 0)
         return AliasState(model, alias, version, revision)
 
-
-def _to_us(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
-
-
-def _from_us(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
+    def _put_profile(self, record: ProfileRecord) -> None:
+        with self._transaction() as db:
+            sqlite_profiles.put_profile(db, record)

@@ -13,6 +13,9 @@ from typing import Protocol
 
 from splitmesh.errors import MeshError, Reason
 
+MAX_PROFILES = 100
+"""Profiles kept of one model, each with a key of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -80,6 +83,20 @@ class AliasMove:
     state: AliasState
 
 
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """One profile, as text."""
+
+    sha256: str
+    """Of the whole model that was profiled: versions that hold the same one share their profiles."""
+    key: str
+    """Where and how it was measured; another profile of the model with this key is replaced."""
+    node: str
+    """The node in that key."""
+    content: str
+    update_time: datetime
+
+
 class MetadataStore(Protocol):
     """Every method is atomic; a write is durable when it returns (in a store that keeps anything)."""
 
@@ -120,6 +137,12 @@ class MetadataStore(Protocol):
     async def alias_state(self, model: str, alias: str) -> AliasState:
         """Where an alias points, also when it or the model does not exist."""
 
+    async def put_profile(self, record: ProfileRecord) -> None:
+        """Keeps a profile; STORAGE_FULL at the ``MAX_PROFILES``-th key of a model, or on a full disk."""
+
+    async def list_profiles(self, sha256: str, node: str) -> Sequence[ProfileRecord]:
+        """All of a model, newest first; only one node's unless ``node`` is empty."""
+
 
 def model_not_found(model: str) -> MeshError:
     """No version of this model was ever made."""
@@ -139,4 +162,13 @@ def alias_not_found(model: str, alias: str) -> MeshError:
     """The model has no such alias."""
     return MeshError(
         Reason.ALIAS_NOT_FOUND, f"model {model!r} has no alias {alias!r}", metadata={"model": model, "alias": alias}
+    )
+
+
+def too_many_profiles() -> MeshError:
+    """No room for a profile with a new key."""
+    return MeshError(
+        Reason.STORAGE_FULL,
+        f"this model has {MAX_PROFILES} profiles already; one measured the same way as an earlier one replaces it",
+        metadata={"limit": str(MAX_PROFILES)},
     )

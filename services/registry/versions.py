@@ -63,7 +63,7 @@ class Versions:
         for artifact in draft.artifacts:
             await self._require_stored(artifact)
         manifest = await self._manifest(parts[MANIFEST])
-        named = _named_by(manifest)
+        named = [segment.artifact for segment in manifest.segments()]
         _require(named, parts, "the manifest names")
         for name in sorted(parts.keys() & ({name for name in parts if name.lower().endswith(".onnx")} | set(named))):
             sha256 = parts[name].sha256
@@ -122,13 +122,6 @@ class Versions:
         # One byte more than allowed is enough for the manifest's own check to refuse it.
         text = await self._blobs.read(artifact.sha256, 0, MAX_MANIFEST_BYTES + 1)
         return await asyncio.to_thread(Manifest.from_json, text)
-
-
-def _named_by(manifest: Manifest) -> list[str]:
-    segments = [manifest.whole]
-    if manifest.split is not None:
-        segments += [manifest.split.head, manifest.split.tail]
-    return [segment.artifact for segment in segments]
 
 
 def _require(names: Sequence[str], parts: dict[str, Artifact], why: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = ROOT / "Makefile"
-TARGETS = {"setup", "demo", "test", "check", "bench", "protos", "lock", "up", "down", "clean", "help"}
+TARGETS = {"setup", "tensorflow", "demo", "test", "check", "bench", "protos", "lock", "up", "down", "clean", "help"}
 CHECKS = ("ruff check", "ruff format --check", "-m mypy src services", "lint-imports", "generate_stubs.py --check")
 
 MAKE = shutil.which("make")

@@ -31,8 +31,8 @@ CUT = "edges"
 """The tensor after the first convolution."""
 
 
-def small_model(channels: int = 8) -> bytes:
-    """Stripe filters, ReLU, pooling, a mixing convolution, global pooling, three logits."""
+def small_model(channels: int = 8, *, note: str = "") -> bytes:
+    """Stripe filters, ReLU, pooling, a mixing convolution, global pooling, three logits; ``note`` makes other bytes."""
     filters = np.random.default_rng(1).normal(0, 0.05, (channels, 1, 3, 3)).astype(np.float32)
     gradient = np.array([[1, 1, 1], [0, 0, 0], [-1, -1, -1]], dtype=np.float32) / 3
     filters[0, 0], filters[1, 0] = gradient, gradient.T
@@ -57,6 +57,7 @@ def small_model(channels: int = 8) -> bytes:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, SIDE, SIDE])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        doc_string=note,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
 
@@ -92,8 +93,8 @@ def small_manifest() -> Manifest:
 async def push_small(
     registry: RegistryClient, model: str, *, samples: int = 0, artifacts: dict[str, bytes] | None = None
 ) -> VersionInfo:
-    """Registers the small model, with so many calibration pictures."""
-    parts = {WHOLE: small_model(), MANIFEST: small_manifest().to_json().encode()}
+    """Registers the small model, with so many calibration pictures; another name makes other bytes and so own profiles."""
+    parts = {WHOLE: small_model(note=model), MANIFEST: small_manifest().to_json().encode()}
     if samples:
         parts[CALIBRATION] = pack_calibration(small_pictures(samples))
     return await registry.create_version(model, parts | (artifacts or {}), created_by="push")

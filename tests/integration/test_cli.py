@@ -16,6 +16,7 @@ import pytest_asyncio
 from PIL import Image
 
 from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, OUTCOMES, REPORT, TAIL, WHOLE
+from splitmesh.model.profile_data import Profile
 from splitmesh.testing.mesh import MODULES, LocalMesh, ProcessLauncher
 from tests.integration.command_line import Ended, model_files, pictures, refused, splitmesh
 from tests.integration.small_model import CUT, LABELS, SIDE, small_model, small_pictures
@@ -170,6 +171,26 @@ async def test_a_plan_of_a_version_is_the_services_own(deployed: Deployed) -> No
     plan = (await deployed.mesh.run("plan", f"{MODEL}:1", *link, "--json")).json
     assert {"EDGE_ONLY", "SPLIT"} <= {option["kind"] for option in plan["options"]}
     assert plan["why"]
+
+
+async def test_a_version_is_profiled_on_a_node_of_the_mesh_and_the_next_call_goes_on(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    mesh = deployed.mesh
+    missing = refused(await mesh.run("profile", f"{MODEL}:1", "--node", "nobody"), "NODE_NOT_FOUND")
+    node = missing.rpartition("known: ")[2].split(", ")[0]
+    started = await mesh.run("profile", f"{MODEL}:1", "--node", node, "--budget-s", 0.1, "--json")
+    assert started.code == 0, started
+    first = Profile.from_json(started.out)
+    figure = tmp_path / "profile.png"
+    again = await mesh.run("profile", f"{MODEL}:3", "--node", node, "--budget-s", 30, "--plot", figure)
+    assert again.code == 0, again
+    assert node in again.out
+    assert figure.stat().st_size > 10_000
+    second = Profile.from_json((await mesh.run("profile", f"{MODEL}:1", "--node", node, "--json")).out)
+    assert first.key == second.key
+    assert sum(cut.measured for cut in first.cuts) < sum(cut.measured for cut in second.cuts)
+    assert first.calibration == "real"
 
 
 async def test_infer_answers_a_picture(deployed: Deployed) -> None:

@@ -54,6 +54,71 @@ async def test_a_plan_of_a_file_ranks_every_option(files: Path) -> None:
     assert cloud["latency_ms"] == pytest.approx(sum(cloud["stages"].values()))
     assert cloud["stages"]["rtt_ms"] == 20
     assert plan["why"].startswith("edge only takes")
+    assert "random input" in plan["why"]
+    assert 0 < plan["certificate"]["lower_bound_ms"] <= latencies[0]
+    told = {option["kind"]: option["agreement"] for option in plan["options"] if option["codec"] != "uint8+zstd"}
+    assert told == {"EDGE_ONLY": 1.0, "CLOUD_ONLY": 1.0, "SPLIT": 1.0, "CASCADE": None}
+
+
+def test_a_plan_over_three_tiers_says_what_runs_where(files: Path) -> None:
+    ended = splitmesh_here(
+        *("plan", files / "small.onnx", *LINK, "--picture-bytes", 2000, "--json"),
+        *("--tier", "MEC:uplink=100,rtt=5,slowdown=0.5,memory=100000000"),
+    )
+    options = ended.json["options"]
+    assert all([share["tier"] for share in option["tiers"]] == ["edge", "MEC", "cloud"] for option in options)
+    alone = {option["kind"] for option in options if sum(share["compute_ms"] > 0 for share in option["tiers"]) == 1}
+    assert alone == {"EDGE_ONLY", "CLOUD_ONLY"}
+    cut = next(option for option in options if option["kind"] == "SPLIT")
+    assert cut["latency_ms"] == pytest.approx(
+        sum(share["compute_ms"] + share["link_ms"] for share in cut["tiers"]), rel=1e-6
+    )
+    shown = splitmesh_here("plan", files / "small.onnx", *LINK, "--tier", "MEC:uplink=100,rtt=5").out
+    assert "edge > " in shown
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "html"])
+def test_a_plan_is_drawn(files: Path, tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = tmp_path / f"plan.{ending}"
+    ended = splitmesh_here(
+        *("plan", files / "small.onnx", *LINK, "--picture-bytes", 2000, "--escalation", 0.2, "--frames-per-s", 5),
+        *("--plot", drawn),
+    )
+    assert f"drawn to {drawn}" in ended.out
+    content = drawn.read_bytes()
+    if ending == "png":
+        assert content.startswith(b"\x89PNG")
+        return
+    texts = content.decode()
+    for line in ("edge only", "cloud only, as sent", "best split", "best cascade", "asked: 10"):
+        assert f"<!-- {line} -->" in texts
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--plot", "plan.jpg"), "plan.jpg does not end with"),
+        (("--tier", "MEC"), "has no name, uplink= or rtt="),
+        (("--tier", "MEC:uplink=fast,rtt=1"), "'fast' is no number"),
+        (("--tier", "MEC:uplink=1,rtt=1,colour=2"), "'colour=2' is not one of slowdown="),
+        (("--tier", "MEC:uplink=0,rtt=1"), "uplink_mbps"),
+        (("--tier", "cloud:uplink=1,rtt=1"), "same name twice"),
+        (("--edge-node", "mec-1"), "push the model first"),
+        (("--keep-on-edge", "edgs"), "did you mean 'edges'"),
+        (("--uplink-budget", 100), "frames_per_s"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(files: Path, options: tuple[object, ...], complaint: str) -> None:
+    ended = splitmesh_here("plan", files / "small.onnx", *LINK, *options)
+    assert complaint in refused(ended, "FIELD_INVALID")
+
+
+def test_throughput_ranks_by_frames_per_second(files: Path) -> None:
+    asked = ("--picture-bytes", 2000, "--objective", "throughput", "--json")
+    options = splitmesh_here("plan", files / "small.onnx", *LINK, *asked).json["options"]
+    rates = [option["throughput_fps"] for option in options]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_a_plan_for_people_says_what_is_refused_and_why(files: Path) -> None:
@@ -61,10 +126,54 @@ def test_a_plan_for_people_says_what_is_refused_and_why(files: Path) -> None:
         *("plan", files / "small.onnx", *LINK, "--picture-bytes", 9, "--picture-stays-on-site", "--all")
     )
     assert ended.code == 0
-    assert "cloud only, camera picture" in ended.out
+    assert "cloud only, as sent" in ended.out
     assert "the picture may not leave the site" in ended.out
     assert ended.out.count("cascade") == 0
     assert "edge only takes" in ended.out
+
+
+async def test_a_file_split_with_then_is_a_chain(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = await splitmesh(
+        *("split", files / "small.onnx", "--at", CUT, "--then", "pooled", "--then", "mean", "-o", out, "--json")
+    )
+    report = ended.json
+    names = [HEAD, "segment_1.onnx", "segment_2.onnx", TAIL]
+    assert list(report["size_bytes"]) == names
+    assert (report["cut"], report["further"]) == ([CUT], [["pooled"], ["mean"]])
+    preprocess = small_manifest().preprocess
+    assert preprocess is not None
+    feed = crossing = {"x": preprocess.normalise(small_pictures(5, seed=3))}
+    for name in names:
+        session = ort.InferenceSession(out / name)
+        outputs = session.run(None, crossing)
+        crossing = dict(zip((tensor.name for tensor in session.get_outputs()), outputs, strict=True))
+    (whole,) = ort.InferenceSession(out / WHOLE).run(None, feed)
+    np.testing.assert_allclose(crossing["logits"], whole, atol=1e-4)
+    said = splitmesh_here("split", files / "small.onnx", "--at", CUT, "--then", "mean", "-o", tmp_path / "three")
+    assert "the 3 segments differ from the whole by at most" in said.out
+
+
+async def test_cuts_of_a_chain_in_the_wrong_order_are_refused(files: Path, tmp_path: Path) -> None:
+    ended = await splitmesh(
+        *("split", files / "small.onnx", "--at", "mean", "--then", CUT, "-o", tmp_path / "out", "--json")
+    )
+    assert "cut 2, 'edges', does not lie behind cut 1" in refused(ended, "CUT_INVALID")
+    assert not (tmp_path / "out").exists()
+
+
+async def test_a_chain_can_be_quantised_at_every_hop(files: Path, tmp_path: Path) -> None:
+    ended = await splitmesh(
+        *("split", files / "small.onnx", "--at", CUT, "--then", "pooled", "-o", tmp_path, "--quantise"),
+        *("--labels", files / "labels.json", "--preprocess", files / "preprocess.json"),
+        *("--calibration", files / "pictures", "--json"),
+    )
+    assert 0 < ended.json["max_abs_error"] < 0.1
+    manifest = Manifest.from_json((tmp_path / "manifest.json").read_bytes())
+    assert manifest.split is not None
+    assert [[tensor.dtype for tensor in hop.wire] for hop in manifest.split.hops()] == [["uint8"], ["uint8"]]
+    middle = ort.InferenceSession(tmp_path / "segment_1.onnx")
+    assert (middle.get_inputs()[0].type, middle.get_outputs()[0].type) == ("tensor(uint8)", "tensor(uint8)")
 
 
 async def test_a_split_file_is_two_halves_that_equal_the_whole(files: Path, tmp_path: Path) -> None:
@@ -214,7 +323,7 @@ def test_a_mesh_that_is_away_shows_as_unreachable() -> None:
 
 def test_a_command_without_its_packages_says_how_to_get_them(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "splitmesh.model.load", None)
-    monkeypatch.setattr(cli_app, "CLOUD_ONLY", frozenset({"splitmesh.model.load"}))
+    monkeypatch.setattr(cli_app, "EXTRAS", {"splitmesh.model.load": "cloud"})
     ended = splitmesh_here("plan", files / "small.onnx", "--uplink-mbps", 5, "--rtt-ms", 30)
     assert ended.code == 1
     assert "pip install '.[cloud]' from the checkout, or splitmesh[cloud]" in ended.err

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -31,6 +31,7 @@ from splitmesh.model.calibration import pack_calibration
 from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, OUTCOMES, REPORT, TAIL, WHOLE, Manifest
 from splitmesh.model.outcomes import CalibrationOutcomes
 from splitmesh.model.threshold import choose_threshold
+from splitmesh.model.verify import run_chain
 from splitmesh.runtime import open_session
 from tests.integration.small_model import (
     CUT,
@@ -63,11 +64,21 @@ def model() -> str:
 
 
 async def push_split(
-    plane: ControlPlane, model: str, *, samples: int = SAMPLES, cut: str = CUT, labels: bool = True
+    plane: ControlPlane,
+    model: str,
+    *,
+    samples: int = SAMPLES,
+    cut: str = CUT,
+    further: Sequence[Sequence[str]] = (),
+    labels: bool = True,
 ) -> VersionInfo:
     """A split version, as the partitioner registers it."""
     manifest, artifacts = split_bytes(
-        small_model(), [cut], preprocess=small_manifest().preprocess, labels=LABELS if labels else ()
+        small_model(),
+        [cut],
+        further=further,
+        preprocess=small_manifest().preprocess,
+        labels=LABELS if labels else (),
     )
     parts = {**artifacts, MANIFEST: manifest.to_json().encode()}
     if samples:
@@ -87,6 +98,30 @@ async def compressor_at(plane: ControlPlane, **changes: object) -> AsyncIterator
 async def compressor(plane: ControlPlane, **changes: object) -> AsyncIterator[CompressionClient]:
     async with compressor_at(plane, **changes) as address:
         yield CompressionClient(plane.channels(compressor=address))
+
+
+async def test_both_recipes_work_on_a_chain_at_every_hop(plane: ControlPlane, model: str) -> None:
+    source = await push_split(plane, model, further=[["pooled"], ["mean"]])
+    async with compressor(plane) as client:
+        version, report = await client.compress(model, source.version, quantise_cut=True, attach_exit=True)
+    made = await plane.registry.get_version(model, version)
+    segments = [HEAD, "segment_1.onnx", "segment_2.onnx", TAIL]
+    assert set(made.artifacts) == {WHOLE, *segments, MANIFEST, CALIBRATION, OUTCOMES, REPORT}
+    manifest = Manifest.from_json(await plane.registry.fetch(made, MANIFEST))
+    assert manifest.split is not None
+    assert manifest.exit is not None
+    assert [[info.dtype for info in hop.wire] for hop in manifest.split.hops()] == [["uint8"]] * 3
+    assert report.wire_bytes_after < report.wire_bytes_before / 2
+    assert report.tail_agreement is not None
+    assert report.tail_agreement > 0.97
+    assert report.tail_size_bytes == sum(made.artifacts[name].size_bytes for name in segments[1:])
+    preprocess = manifest.preprocess
+    assert preprocess is not None
+    feed = {"x": preprocess.normalise(small_pictures(64, seed=8))}
+    sessions = [open_session(await plane.registry.fetch(made, name)) for name in segments]
+    answers = run_chain(sessions, feed)["logits"].argmax(axis=1)
+    expected = open_session(small_model()).run(feed)["logits"].argmax(axis=1)
+    assert (answers == expected).mean() > 0.95
 
 
 async def test_both_recipes_make_a_small_split_with_an_exit(plane: ControlPlane, model: str) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -17,10 +17,13 @@ import pytest_asyncio
 from services.partitioner import partition as partition_module
 from services.partitioner.app import build
 from services.partitioner.config import PartitionerSettings
-from splitmesh.client.partition import PartitionClient
+from splitmesh.client.partition import MiddleTier, PartitionClient
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.lifecycle import Host
 from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, TAIL, WHOLE, Manifest
+from splitmesh.model.placement.problem import Objective
+from splitmesh.model.plan_options import placement_name
+from splitmesh.model.verify import run_chain
 from splitmesh.runtime import open_session
 from tests.integration.small_model import (
     CUT,
@@ -55,7 +58,7 @@ def model() -> str:
 
 @asynccontextmanager
 async def partitioner(plane: ControlPlane, **changes: object) -> AsyncIterator[PartitionClient]:
-    values = {"data_dir": plane.folder / "partitioner", "static_addresses": plane.addresses, "drain_s": 1.0}
+    values = {"static_addresses": plane.addresses, "drain_s": 1.0}
     settings = PartitionerSettings.model_validate(values | changes)
     async with Host("partitioner", settings, build) as host:
         yield PartitionClient(plane.channels(partitioner=host.address))
@@ -75,7 +78,7 @@ async def test_a_profile_on_calibration_pictures_is_measured_once_and_outlives_a
         assert [cut.position for cut in profile.cuts] == sorted(cut.position for cut in profile.cuts)
     async with partitioner(plane) as client:
         # measured times would differ in some digit
-        assert await client.profile(model, 1, budget_s=BUDGET_S / 2) == profile
+        assert (await client.profile(model, 1, budget_s=60)).whole_ms == profile.whole_ms
 
 
 async def test_callers_at_the_same_time_share_one_measurement(plane: ControlPlane, model: str) -> None:
@@ -86,30 +89,13 @@ async def test_callers_at_the_same_time_share_one_measurement(plane: ControlPlan
     assert profiles[0].calibration == "random"
 
 
-async def test_a_damaged_cache_costs_a_measurement_and_nothing_else(plane: ControlPlane, model: str) -> None:
-    await push_small(plane.registry, model)
-    async with partitioner(plane) as client:
-        await client.profile(model, 1, budget_s=BUDGET_S)
-        path = plane.folder / "partitioner" / "profiles" / f"{model}@1.json"
-        path.write_text("{")
-        assert (await client.profile(model, 1, budget_s=BUDGET_S)).cuts
-        assert path.stat().st_size > 100
-
-
-async def test_only_so_many_profiles_stay_on_disk(plane: ControlPlane, tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        await push_small(plane.registry, name)
-    async with partitioner(plane, max_profiles=2, data_dir=tmp_path) as client:
-        for name in ("a", "b", "c"):
-            await client.profile(name, 1, budget_s=0.1)
-    assert len(list((tmp_path / "profiles").iterdir())) == 2
-
-
 async def test_a_plan_ranks_every_kind_and_its_winner_follows_the_link(plane: ControlPlane, model: str) -> None:
     await push_small(plane.registry, model, samples=20)
     async with partitioner(plane) as client:
         slow = await client.plan(model, 1, uplink_mbps=0.1, rtt_ms=20, escalation=0.1, budget_s=BUDGET_S)
-        fast = await client.plan(model, 1, uplink_mbps=10_000, rtt_ms=0, edge_slowdown=10_000, cloud_speedup=10)
+        fast = await client.plan(
+            model, 1, uplink_mbps=10_000, rtt_ms=0, edge_slowdown=10_000, cloud_speedup=10, picture_bytes=300
+        )
     assert {row.kind for row in slow.options} == {"EDGE_ONLY", "CLOUD_ONLY", "SPLIT", "CASCADE"}
     assert slow.options[0].kind == "EDGE_ONLY"
     assert fast.options[0].kind == "CLOUD_ONLY"
@@ -120,21 +106,53 @@ async def test_a_plan_ranks_every_kind_and_its_winner_follows_the_link(plane: Co
     assert slow.why.startswith("edge only takes")
 
 
-async def test_a_picture_is_measured_as_jpeg_or_taken_raw_or_as_told(plane: ControlPlane) -> None:
+async def test_pictures_are_measured_with_every_codec_or_taken_raw_or_as_told(plane: ControlPlane) -> None:
     await push_small(plane.registry, "with", samples=20)
     await push_small(plane.registry, "without")
     async with partitioner(plane) as client:
 
-        async def cloud_only(model: str, picture_bytes: int = 0) -> tuple[str, float]:
+        async def cloud_only(model: str, picture_bytes: int = 0) -> dict[str, tuple[float, float | None]]:
             plan = await client.plan(model, 1, uplink_mbps=1, rtt_ms=1, picture_bytes=picture_bytes, budget_s=BUDGET_S)
-            (row,) = [row for row in plan.options if row.kind == "CLOUD_ONLY"]
-            return row.codec, row.uplink_bytes
+            rows = [row for row in plan.options if row.kind == "CLOUD_ONLY"]
+            return {row.codec: (row.uplink_bytes, row.agreement) for row in rows}
 
-        codec, size = await cloud_only("with")
-        assert codec == "jpeg q90"
-        assert 200 < size < 1000
-        assert await cloud_only("without") == ("raw", SIDE * SIDE)
-        assert await cloud_only("with", 12_345) == ("as sent", 12_345)
+        measured = await cloud_only("with")
+        assert {"jpeg q90", "png"} < set(measured)
+        assert 200 < measured["jpeg q90"][0] < 1000
+        assert measured["png"][1] == 1.0
+        assert await cloud_only("without") == {"raw": (SIDE * SIDE, 1.0)}
+        assert await cloud_only("with", 12_345) == {"as sent": (12_345, 1.0)}
+
+
+async def test_a_plan_keeps_to_what_is_asked_and_says_how_good_any_other_could_be(
+    plane: ControlPlane, model: str
+) -> None:
+    await push_small(plane.registry, model)
+    weak: dict[str, Any] = {"uplink_mbps": 1000, "rtt_ms": 0.1, "edge_slowdown": 1000, "budget_s": BUDGET_S}
+    async with partitioner(plane) as client:
+        free = await client.plan(model, 1, picture_stays_on_site=True, **weak)
+        pinned = await client.plan(
+            model, 1, picture_stays_on_site=True, kept_on_edge=free.options[0].cut, max_leakage=None, **weak
+        )
+        leaks = await client.plan(model, 1, max_leakage=0.5, **weak)
+        fast = await client.plan(model, 1, objective=Objective.THROUGHPUT, **weak)
+        three = await client.plan(
+            model, 1, between=[MiddleTier(name="MEC", uplink_mbps=10, rtt_ms=1, slowdown=2)], **weak
+        )
+        with pytest.raises(MeshError) as caught:
+            await client.plan(model, 1, edge_node="nowhere", **weak)
+        with pytest.raises(MeshError, match="in no cut"):
+            await client.plan(model, 1, kept_on_edge=["edgs"], **weak)
+    assert caught.value.reason is Reason.NODE_NOT_FOUND
+    assert free.certificate is not None
+    assert 0 < free.certificate.lower_bound_ms <= free.options[0].latency_ms
+    assert not set(pinned.options[0].cut) & set(free.options[0].cut)
+    assert leaks.options[0].kind == "EDGE_ONLY"
+    assert [row.throughput_fps for row in fast.options] == sorted(
+        (row.throughput_fps for row in fast.options), reverse=True
+    )
+    assert all([share.tier for share in row.tiers] == ["edge", "MEC", "cloud"] for row in three.options)
+    assert placement_name(three.options[0].tiers) == "MEC only"
 
 
 async def test_a_constraint_refuses_an_option_and_says_why(plane: ControlPlane, model: str) -> None:
@@ -187,6 +205,32 @@ async def test_a_split_is_a_new_version_whose_halves_equal_the_whole(
     whole_answer = open_session(small_model()).run(feed)["logits"]
     answer = open_session(tail).run(open_session(head).run(feed))["logits"]
     assert np.abs(answer.astype(np.float64) - whole_answer.astype(np.float64)).max() < 1e-4
+
+
+async def test_further_cuts_make_a_chain_of_segments(plane: ControlPlane, model: str) -> None:
+    await push_small(plane.registry, model, samples=40)
+    async with partitioner(plane) as client:
+        result = await client.split(model, 1, [CUT], [["pooled"], ["mean"]])
+        assert await client.split(model, 1, [CUT], [["pooled"], ["mean"]]) == result
+        assert (await client.split(model, 1, [CUT])).version == result.version + 1
+        for further in ([[CUT]], [["c1"]], [[]], [["pooled"], ["edgs"]], [[f"t{n}"] for n in range(15)]):
+            with pytest.raises(MeshError) as caught:
+                await client.split(model, 1, [CUT], further)
+            assert caught.value.reason is Reason.CUT_INVALID
+    assert result.max_abs_error < 1e-4
+    made = await plane.registry.get_version(model, result.version)
+    assert made.description == f"version 1 cut at {CUT}; then at pooled; then at mean"
+    names = [HEAD, "segment_1.onnx", "segment_2.onnx", TAIL]
+    assert set(made.artifacts) == {WHOLE, *names, MANIFEST, CALIBRATION}
+    manifest = Manifest.from_json(await plane.registry.fetch(made, MANIFEST))
+    assert manifest.split is not None
+    assert [segment.artifact for segment in manifest.split.segments()] == names
+    assert manifest.split.verification.batch_sizes == (1, 2, 5, 8)
+    segments = [open_session(await plane.registry.fetch(made, name)) for name in names]
+    assert manifest.preprocess is not None
+    feed = {"x": manifest.preprocess.normalise(small_pictures(7, seed=5))}
+    whole_answer = open_session(small_model()).run(feed)["logits"]
+    assert np.abs(run_chain(segments, feed)["logits"] - whole_answer).max() < 1e-4
 
 
 async def test_repeating_a_split_gives_the_version_made_first(plane: ControlPlane, model: str) -> None:
@@ -242,6 +286,10 @@ async def test_what_does_not_exist_or_is_out_of_range_is_refused_with_the_reason
             client.plan(model, 1, uplink_mbps=0, rtt_ms=1),
             client.plan(model, 1, uplink_mbps=1, rtt_ms=-1),
             client.plan(model, 1, uplink_mbps=1, rtt_ms=1, escalation=1.5),
+            client.plan(model, 1, uplink_mbps=1, rtt_ms=1, max_leakage=-0.1),
+            client.plan(model, 1, uplink_mbps=1, rtt_ms=1, uplink_budget_bytes_per_s=10),
+            client.plan(model, 1, uplink_mbps=1, rtt_ms=1, cloud_speedup=-1),
+            client.plan(model, 1, uplink_mbps=1, rtt_ms=1, between=[MiddleTier(name="M", uplink_mbps=0, rtt_ms=1)]),
         ):
             with pytest.raises(MeshError) as caught:
                 await call

@@ -27,6 +27,7 @@ from tests.integration.registry_world import (
     running,
     settings_for,
 )
+from tests.support.models import SECOND_CUT, split_version
 
 
 @pytest.fixture
@@ -52,6 +53,18 @@ async def test_a_version_goes_round_whole(world: World) -> None:
     with pytest.raises(MeshError) as error:
         await world.client.fetch(made, "tail.onnx")
     assert reason(error) == ("MODEL_INCOMPLETE", {"missing": "tail.onnx"})
+
+
+async def test_a_chain_needs_every_segment_that_its_manifest_names(world: World) -> None:
+    chain = split_version(further=[[SECOND_CUT]])
+    assert (await world.client.create_version("chain", chain, created_by="push")).version == 1
+    for name, wrong in (("segment_1.onnx", None), ("segment_1.onnx", b"\xff" * 100)):
+        parts = {key: value for key, value in chain.items() if key != name} | ({name: wrong} if wrong else {})
+        with pytest.raises(MeshError) as error:
+            await world.client.create_version("chain", parts, created_by="push")
+        expected = ("MODEL_CORRUPT", {"artifact": name}) if wrong else ("MODEL_INCOMPLETE", {"missing": name})
+        assert reason(error) == expected
+    assert len(await world.client.list_versions("chain")) == 1
 
 
 async def test_repeating_a_request_returns_the_version_made_first(world: World) -> None:

@@ -130,10 +130,10 @@ async def test_a_load_in_progress_does_not_hold_up_streams_to_loaded_segments(
     loading, go_on = asyncio.Event(), asyncio.Event()
     load = tail_load()
 
-    async def slow(self: Any, model: str, version: int) -> Loaded:
+    async def slow(self: Any, model: str, version: int, segment: int) -> Loaded:
         loading.set()
         await go_on.wait()
-        return await load(self, model, version)
+        return await load(self, model, version, segment)
 
     async with run_stream(tail.address, MODEL, 1) as raw:
         await assert_alive(raw)

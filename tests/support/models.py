@@ -8,6 +8,7 @@ confidence and the whole model says *grey* with much: who answered can be read f
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -35,6 +36,8 @@ LABELS = ("dark", "grey", "bright")
 OTHER_LABELS = ("dark-2", "grey-2", "bright-2")
 """Of a later version, so that its answers show who gave them."""
 CUT = "features"
+SECOND_CUT = "means"
+"""Where a chain of three segments is cut again."""
 EXIT_OUTPUT = "exit_probabilities"
 SIDE = 16
 
@@ -82,19 +85,27 @@ def whole_version(side: int = SIDE, labels: tuple[str, ...] = LABELS) -> dict[st
     return {WHOLE: whole_model(side), MANIFEST: manifest.to_json().encode()}
 
 
-def split_version(side: int = SIDE, labels: tuple[str, ...] = LABELS) -> dict[str, bytes]:
-    """The artefacts of a split version without an exit."""
-    manifest, artifacts = split_bytes(whole_model(side), [CUT], preprocess=_preprocess(side), labels=labels)
+def split_version(
+    side: int = SIDE, labels: tuple[str, ...] = LABELS, further: Sequence[Sequence[str]] = ()
+) -> dict[str, bytes]:
+    """The artefacts of a split version without an exit; with ``further`` cuts, of a chain."""
+    manifest, artifacts = split_bytes(
+        whole_model(side), [CUT], further=further, preprocess=_preprocess(side), labels=labels
+    )
     return {**artifacts, MANIFEST: manifest.to_json().encode()}
 
 
-def exit_version(side: int = SIDE, labels: tuple[str, ...] = LABELS) -> dict[str, bytes]:
+def exit_version(
+    side: int = SIDE, labels: tuple[str, ...] = LABELS, further: Sequence[Sequence[str]] = ()
+) -> dict[str, bytes]:
     """The artefacts of a split version whose head has an exit, with outcomes to choose its threshold by.
 
     With the default tolerance (2 %) the threshold lies between the confidences of HARD and EASY; with a tolerance of
     40 % below both.
     """
-    manifest, artifacts = split_bytes(whole_model(side), [CUT], preprocess=_preprocess(side), labels=labels)
+    manifest, artifacts = split_bytes(
+        whole_model(side), [CUT], further=further, preprocess=_preprocess(side), labels=labels
+    )
     assert manifest.split is not None
     exit_info = TensorInfo(name=EXIT_OUTPUT, dtype="float32", shape=(-1, 3))
     head = manifest.split.head.model_copy(update={"outputs": (*manifest.split.head.outputs, exit_info)})

@@ -32,7 +32,16 @@ from splitmesh.kernel.channels import Channels, open_channel
 from splitmesh.kernel.config import ServiceSettings
 from splitmesh.kernel.discovery_static import StaticDiscovery
 from splitmesh.kernel.lifecycle import Build, Host
-from tests.support.models import EASY, LABELS, OTHER_LABELS, exit_version, picture, split_version, whole_version
+from tests.support.models import (
+    EASY,
+    LABELS,
+    OTHER_LABELS,
+    SECOND_CUT,
+    exit_version,
+    picture,
+    split_version,
+    whole_version,
+)
 
 ROOT = Path(__file__).parents[2]
 MODEL = "parts"
@@ -42,6 +51,9 @@ WHOLE_ONLY = "whole-only"
 BIG = "big"
 BIG_SIDE = 544
 """Side of the pictures of `big`, whose features take 2.3 MiB and so travel in three chunks."""
+CHAIN = "chain"
+"""As `parts` version 1, but in three segments."""
+CHAIN_NO_EXIT = "chain-no-exit"
 WAIT_S = 20.0
 
 SERVICES: dict[str, tuple[type[ServiceSettings], Build[Any]]] = {
@@ -94,8 +106,11 @@ class World:
     registry: RegistryClient = field(init=False)
     routing: RoutingClient = field(init=False)
 
-    async def start(self, service: str, *, name: str = "", **settings: Any) -> Host:
-        """Start one service with short time-outs; `name` tells several of one service apart."""
+    async def start(self, service: str, /, *, name: str = "", **settings: Any) -> Host:
+        """Start one service with short time-outs; `name` tells several of one service apart.
+
+        A tail with the setting `service`, as in the middle of a chain, is known to others by that.
+        """
         name = name or service
         settings_type, build = SERVICES[service]
         values: dict[str, Any] = {
@@ -106,10 +121,11 @@ class World:
         }
         if service == "head":
             values |= {"models": MODEL, "default_deadline_ms": 5000, "report_interval_s": 0.1, "switch_wait_s": 5.0}
+        values = {field: value for field, value in values.items() if field in settings_type.model_fields}
         host = Host(service, settings_type(**{**values, **settings}), build)
         await self.stack.enter_async_context(host)
         self.hosts[name] = host
-        self.addresses.setdefault(service, host.address)
+        self.addresses.setdefault(settings.get("service", service), host.address)
         return host
 
     async def stop(self, name: str) -> None:
@@ -183,9 +199,11 @@ async def register_models(folder: Path) -> None:
             (NO_EXIT, split_version()),
             (WHOLE_ONLY, whole_version()),
             (BIG, exit_version(BIG_SIDE)),
+            (CHAIN, exit_version(further=[[SECOND_CUT]])),
+            (CHAIN_NO_EXIT, split_version(further=[[SECOND_CUT]])),
         ]
         for model, artifacts in versions:
             await registry.create_version(model, artifacts, created_by="push")
-        for model in (MODEL, NO_EXIT, WHOLE_ONLY, BIG):
+        for model in (MODEL, NO_EXIT, WHOLE_ONLY, BIG, CHAIN, CHAIN_NO_EXIT):
             await registry.set_alias(model, "production", 1)
         await channels.close()

@@ -170,3 +170,116 @@ def from_torch(module: object, *shape: int, opset: int = 17) -> onnx.ModelProto:
             dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
         )
     return onnx.load_model_from_string(file.getvalue())
+
+
+def siamese(*, batch: int | str = "N") -> onnx.ModelProto:
+    """Two inputs through one encoder (its weights used twice), branch after branch, and a comparison of both."""
+    nodes = []
+    for side in ("left", "right"):
+        nodes += [
+            node("MatMul", f"{side} w", f"{side}_hidden"),
+            node("Relu", f"{side}_hidden", f"{side}_code"),
+        ]
+    nodes += [node("Sub", "left_code right_code", "gap"), node("MatMul", "gap v", "score")]
+    inputs = [value("left", [batch, 4]), value("right", [batch, 4])]
+    return model(nodes, inputs, [value("score", [batch, 3])], [weight("w", 4, 6), weight("v", 6, 3)])
+
+
+def late_input(*shape: int | str) -> onnx.ModelProto:
+    """A second input that only the last operator reads."""
+    nodes = [node("Relu", "x", "a"), node("Tanh", "a", "b"), node("Mul", "b gain", "y")]
+    return model(nodes, [value("x", ["N", 4]), value("gain", shape)], [value("y", ["N", 4])])
+
+
+def branching(*, opset: int = 17) -> onnx.ModelProto:
+    """An ``If`` in the middle whose branches read a tensor and a weight from outside."""
+    then = helper.make_graph(
+        [node("MatMul", "b w", "t0"), node("Relu", "t0", "t1")], "then", [], [value("t1", ["N", 4])]
+    )
+    other = helper.make_graph([node("Neg", "b", "e1")], "else", [], [value("e1", ["N", 4])])
+    nodes = [
+        node("Tanh", "x", "a"),
+        node("Sigmoid", "a", "b"),
+        node("ReduceSum", "flag", "total", keepdims=0),
+        node("Greater", "total zero", "c"),
+        helper.make_node("If", ["c"], ["d"], then_branch=then, else_branch=other),
+        node("Neg", "d", "e"),
+        node("MatMul", "e w", "y"),
+    ]
+    zero = numpy_helper.from_array(np.asarray(0, dtype=np.float32), "zero")
+    flag = numpy_helper.from_array(np.ones(2, dtype=np.float32), "flag")
+    return model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], [zero, flag, weight("w", 4, 4)], opset=opset)
+
+
+def looping(body: Sequence[onnx.NodeProto] = (), *, turns: int = 3) -> onnx.ModelProto:
+    """A ``Loop`` that carries ``v`` and captures the weight ``w``; by default it multiplies by it at each turn."""
+    inner = helper.make_graph(
+        [node("Identity", "go", "go_on"), *(body or [node("MatMul", "v w", "m"), node("Tanh", "m", "v_next")])],
+        "body",
+        [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("v", None)],
+        [value("go_on", [], TensorProto.BOOL), value("v_next", None)],
+    )
+    nodes = [
+        node("Tanh", "x", "a"),
+        helper.make_node("Loop", ["turns", "", "a"], ["b"], body=inner),
+        node("Neg", "b", "c"),
+        node("Relu", "c", "y"),
+    ]
+    count = numpy_helper.from_array(np.asarray(turns, dtype=np.int64), "turns")
+    return model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], [count, weight("w", 4, 4)])
+
+
+def scanning() -> onnx.ModelProto:
+    """A ``Scan`` that sums the rows of a constant onto a carried tensor."""
+    body = helper.make_graph(
+        [node("Add", "s row", "s_next"), node("Identity", "s_next", "seen")],
+        "body",
+        [value("s", None), value("row", None)],
+        [value("s_next", None), value("seen", None)],
+    )
+    nodes = [
+        node("Tanh", "x", "a"),
+        helper.make_node("Scan", ["a", "rows"], ["b", "all"], body=body, num_scan_inputs=1),
+        node("Neg", "b", "y"),
+    ]
+    return model(nodes, [value("x", ["N", 4])], [value("y", None)], [weight("rows", 3, 4)])
+
+
+def quantised_net(*, per_channel: bool) -> onnx.ModelProto:
+    """A residual block with quantise-dequantise pairs on activations and 8-bit weights, as quantisers write them."""
+    rng = np.random.default_rng(3)
+    constants = [
+        numpy_helper.from_array(np.asarray(0.03, dtype=np.float32), "scale"),
+        numpy_helper.from_array(np.asarray(0, dtype=np.int8), "zero"),
+        weight("head", 8, 5),
+    ]
+    nodes: list[onnx.NodeProto] = []
+
+    def pair(source: str) -> str:
+        nodes.append(node("QuantizeLinear", f"{source} scale zero", f"{source}_q"))
+        nodes.append(node("DequantizeLinear", f"{source}_q scale zero", f"{source}_dq"))
+        return f"{source}_dq"
+
+    def convolution(source: str, result: str, inputs: int) -> None:
+        scales = np.full(8 if per_channel else (), 0.01, dtype=np.float32)
+        if per_channel:
+            scales *= np.linspace(0.5, 1.5, 8, dtype=np.float32)
+        constants.extend(
+            [
+                numpy_helper.from_array(rng.integers(-127, 128, (8, inputs, 3, 3), dtype=np.int8), f"{result}_w"),
+                numpy_helper.from_array(scales, f"{result}_s"),
+                numpy_helper.from_array(np.zeros(scales.shape, dtype=np.int8), f"{result}_z"),
+            ]
+        )
+        axis = {"axis": 0} if per_channel else {}
+        nodes.append(node("DequantizeLinear", f"{result}_w {result}_s {result}_z", f"{result}_f", **axis))
+        nodes.append(node("Conv", f"{source} {result}_f", result, pads=[1, 1, 1, 1]))
+
+    convolution(pair("x"), "stem", 3)
+    stem = pair("stem")
+    convolution(stem, "deep", 8)
+    nodes.append(node("Add", f"{pair('deep')} {stem}", "sum"))
+    nodes.append(node("GlobalAveragePool", pair("sum"), "pool"))
+    nodes.append(node("Flatten", pair("pool"), "flat"))
+    nodes.append(node("MatMul", "flat head", "y"))
+    return model(nodes, [value("x", ["N", 3, 8, 8])], [value("y", ["N", 5])], constants)

@@ -66,17 +66,6 @@ def test_a_model_that_takes_tensors_gets_them_by_name() -> None:
     assert list(feed) == ["a", "b"]
     assert feed["b"].tolist() == [1, 2]
     assert found.pictures is None
-    assert found.mean_jpeg_bytes() is None
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_mean_size_of_a_picture_is_that_of_a_jpeg(channels: int) -> None:
-    colour = Preprocess(width=8, height=6, mode="RGB" if channels == 3 else "L")
-    info = TensorInfo(name="x", dtype="float32", shape=(-1, channels, 6, 8))
-    found = unpack_calibration(pack_calibration(pixels(3, channels)), manifest(colour, info))
-    size = found.mean_jpeg_bytes()
-    assert size is not None
-    assert 100 < size < 2000
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.escalation import MAX_TRIALS, with_escalation, worth_an_exit
 from splitmesh.model.plan import Constraints, Kind, Link, Workload, make_plan
-from splitmesh.model.profile_data import QUANTISED_CODEC, CutProfile, Profile
+from splitmesh.model.profile_data import QUANTISED_CODEC, CutProfile, Profile, ProfileKey
 from splitmesh.tensor.spec import Array
 
 SAMPLES = 600
@@ -87,7 +87,7 @@ def _profile(*cuts: CutProfile) -> Profile:
         whole_p90_ms=2.0,
         whole_bytes=200,
         cuts=cuts,
-        threads=1,
+        key=ProfileKey(node="n", backend="CPUExecutionProvider", threads=1),
         repeats=1,
         samples=1,
         calibration="real",

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.model.manifest import MAX_MANIFEST_BYTES, Manifest, TensorInfo
+from splitmesh.model.manifest import MAX_MANIFEST_BYTES, Manifest, Quantisation, TensorInfo
 from splitmesh.tensor import TensorSpec
 
 
@@ -97,8 +97,12 @@ BREAKS = {
 
 @pytest.mark.parametrize("break_", BREAKS.values(), ids=BREAKS.keys())
 def test_a_manifest_is_refused_for(break_: tuple[str, object]) -> None:
+    refuse(document(), break_)
+
+
+def refuse(broken: Any, break_: tuple[str, object]) -> None:
     path, replacement = break_
-    broken: Any = json.loads(json.dumps(document()))
+    broken = json.loads(json.dumps(broken))
     *parents, last = path.split(".")
     target = broken
     for part in parents:
@@ -107,6 +111,82 @@ def test_a_manifest_is_refused_for(break_: tuple[str, object]) -> None:
     with pytest.raises(MeshError) as caught:
         Manifest.from_json(json.dumps(broken))
     assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+def chain_document() -> dict[str, Any]:
+    """The same model as three segments, the second hop not rounded."""
+    whole = document()
+    second = {"name": "c", "dtype": "float32", "shape": [-1, 16]}
+    split = whole["split"]
+    split["middle"] = [
+        {
+            "segment": {"artifact": "segment_1.onnx", "inputs": split["wire"], "outputs": [second]},
+            "cut": [second],
+            "wire": [second],
+        }
+    ]
+    split["tail"] = {"artifact": "tail.onnx", "inputs": [second], "outputs": split["tail"]["outputs"]}
+    return whole
+
+
+def test_a_chain_names_its_segments_and_hops_in_order() -> None:
+    manifest = Manifest.from_json(json.dumps(chain_document()))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.split is not None
+    assert [segment.artifact for segment in manifest.segments()] == [
+        "model.onnx", "head.onnx", "segment_1.onnx", "tail.onnx",
+    ]  # fmt: skip
+    assert [segment.artifact for segment in manifest.split.segments()] == ["head.onnx", "segment_1.onnx", "tail.onnx"]
+    assert [[tensor.name for tensor in hop.wire] for hop in manifest.split.hops()] == [["b_q"], ["c"]]
+
+
+def test_a_model_cut_in_two_is_written_without_a_middle() -> None:
+    manifest = Manifest.from_json(json.dumps(document()))
+    assert manifest.split is not None
+    assert manifest.split.middle == ()
+    assert "middle" not in json.loads(manifest.to_json())["split"]
+
+
+def test_rounding_a_chain_changes_both_ends_of_every_hop() -> None:
+    plain = chain_document()
+    cut = plain["split"]["cut"]
+    plain["split"] |= {"wire": cut, "quantisation": []}
+    plain["split"]["head"]["outputs"] = [*cut, plain["split"]["head"]["outputs"][1]]
+    plain["split"]["middle"][0]["segment"]["inputs"] = cut
+    manifest = Manifest.from_json(json.dumps(plain))
+    assert manifest.split is not None
+    rules = tuple(
+        (Quantisation(tensor=name, wire_tensor=f"{name}_q", dtype="uint8", scale=(0.5,), zero_point=(3,)),)
+        for name in ("b", "c")
+    )
+    exit_output = manifest.split.head.outputs[-1]
+    rounded = manifest.model_copy(update={"split": manifest.split.rounded(rules, exit_output)})
+    again = Manifest.from_json(rounded.to_json())
+    assert again.split is not None
+    assert [[tensor.name for tensor in hop.wire] for hop in again.split.hops()] == [["b_q"], ["c_q"]]
+    assert [hop.quantisation for hop in again.split.hops()] == list(rules)
+
+
+CHAIN_BREAKS = {
+    "a middle that takes something else": ("split.middle.0.segment.inputs.0.name", "b"),
+    "a middle that gives something else": ("split.middle.0.segment.outputs.0.name", "d"),
+    "a tail that takes the head's features": ("split.tail.inputs.0.name", "b_q"),
+    "a middle with an output of its own": (
+        "split.middle.0.segment.outputs",
+        [{"name": name, "dtype": "float32", "shape": [-1, 16]} for name in ("c", "d")],
+    ),
+    "a middle that shares an artefact": ("split.middle.0.segment.artifact", "tail.onnx"),
+    "a middle whose rounded tensor does not cross": (
+        "split.middle.0.quantisation",
+        [{"tensor": "c", "wire_tensor": "c_q", "dtype": "uint8", "scale": [1.0], "zero_point": [0]}],
+    ),
+    "a middle without a cut": ("split.middle.0.cut", []),
+}
+
+
+@pytest.mark.parametrize("break_", CHAIN_BREAKS.values(), ids=CHAIN_BREAKS.keys())
+def test_a_chain_is_refused_for(break_: tuple[str, object]) -> None:
+    refuse(chain_document(), break_)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"null"])

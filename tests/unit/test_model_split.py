@@ -17,7 +17,7 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.model.artifacts import split_bytes, write_split
 from splitmesh.model.cuts import list_cuts, resolve_cut
 from splitmesh.model.graph import Graph
-from splitmesh.model.load import load_model
+from splitmesh.model.load import MAX_OPSET, MIN_OPSET, load_model
 from splitmesh.model.manifest import HEAD, MANIFEST, TAIL, WHOLE, Manifest, Verification
 from splitmesh.model.split import Split, split_model
 from splitmesh.model.verify import random_inputs, verify_split
@@ -74,7 +74,7 @@ def test_every_cut_of_a_net_equals_the_whole(build: Callable[[], onnx.ModelProto
     assert check_every_cut(build()) == expected
 
 
-@pytest.mark.parametrize("opset", [11, 13, 17, 21])
+@pytest.mark.parametrize("opset", range(MIN_OPSET, MAX_OPSET + 1))
 def test_every_cut_equals_the_whole_in_every_opset(opset: int) -> None:
     assert check_every_cut(residual(opset=opset)) == 9
 

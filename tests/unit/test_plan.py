@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.plan import Constraints, Kind, Link, Plan, Workload, best_split, make_plan
-from splitmesh.model.profile_data import CutProfile, Profile
+from splitmesh.model.profile_data import CutProfile, Profile, ProfileKey
 
 FREE = Constraints()
 FLOAT, QUANTISED = "float32+zstd", "uint8+zstd"
@@ -37,11 +37,11 @@ def _cut(name: str, head_ms: float, tail_ms: float, size: int, **changes: Any) -
 
 def _profile(*cuts: CutProfile, whole_ms: float = 20.0) -> Profile:
     return Profile(
+        key=ProfileKey(node="test", backend="CPUExecutionProvider", threads=1),
         whole_ms=whole_ms,
         whole_p90_ms=whole_ms,
         whole_bytes=20_000,
         cuts=cuts,
-        threads=1,
         repeats=5,
         samples=1,
         calibration="random",

@@ -14,9 +14,12 @@ from splitmesh.model.cuts import list_cuts
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
 from splitmesh.model.plan import Constraints, Link, Workload, make_plan
-from splitmesh.model.profile import MAX_SAMPLES, MIN_REPEATS, profile_cuts
+from splitmesh.model.profile import Point, Times, next_cut, profile_cuts
 from splitmesh.model.profile_data import FLOAT_CODEC, QUANTISED_CODEC, Profile
+from splitmesh.model.shares import non_decreasing
 from splitmesh.model.split import split_model
+from splitmesh.model.survey import MAX_SAMPLES, survey
+from splitmesh.runtime.timing import MIN_RUNS
 from splitmesh.tensor import codecs
 
 STAGES = 6
@@ -102,7 +105,7 @@ def test_a_spent_budget_stops_repeating() -> None:
 
     fewest, most = looks(0.0), looks(1000.0)
     sessions = 1 + 2 * 2
-    assert most - fewest == 2 * sessions * (50 - MIN_REPEATS)
+    assert most - fewest == 2 * sessions * (50 - MIN_RUNS)
 
 
 def test_a_generous_budget_measures_every_point_asked_for() -> None:
@@ -195,12 +198,20 @@ def test_progress_counts_up_to_the_end() -> None:
     _profile(on_progress=lambda *step: seen.append(step))
     assert [done for done, _, _ in seen] == [0, 1, 2, 3, 4, 5, 6]
     assert {total for _, total, _ in seen} == {6}
-    assert (seen[0][2], seen[-1][2]) == ("timing the whole model", "done")
+    assert (seen[0][2], seen[1][2], seen[-1][2]) == ("measuring wire sizes", "timing the whole model", "done")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"budget_s": -1}, {"budget_s": float("nan")}, {"repeats": 0}, {"warmup": -1}, {"threads": 0}, {"max_points": 1}],
+    [
+        {"budget_s": -1},
+        {"budget_s": float("nan")},
+        {"repeats": 0},
+        {"warmup": -1},
+        {"threads": 0},
+        {"batch": 0},
+        {"max_points": 1},
+    ],
 )
 def test_values_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(MeshError) as caught:
@@ -267,3 +278,108 @@ def test_a_measured_profile_can_be_planned() -> None:
     plan = make_plan(_profile(), Link(10, 5), Workload({"jpeg": 900}, escalation=0.1), Constraints())
     assert plan.best.feasible
     assert len(plan.options) == 2 + 4 * len(_profile().cuts)
+
+
+def _uneven(step_s: float = 0.01) -> Callable[[], float]:
+    """A clock whose steps vary at random."""
+    random = np.random.default_rng(3)
+    now = itertools.accumulate(random.exponential(step_s) for _ in itertools.count())
+    return lambda: next(now)
+
+
+def test_operators_of_a_head_add_up_to_its_time_and_those_of_a_tail_to_its_own() -> None:
+    profile = _profile(max_points=6, clock=_uneven(), repeats=9)
+    graph = Graph(load_model(_chain()))
+    names = [node.name for node in profile.nodes]
+    assert names == [node.output[0] for node in graph.nodes]
+    heads = non_decreasing([cut.head_ms for cut in profile.cuts if cut.measured])
+    tails = non_decreasing([cut.tail_ms for cut in reversed(profile.cuts) if cut.measured])[::-1]
+    for cut, head_ms, tail_ms in zip((cut for cut in profile.cuts if cut.measured), heads, tails, strict=True):
+        size = names.index(cut.tensors[0]) + 1
+        assert sum(node.head_ms for node in profile.nodes[:size]) == pytest.approx(head_ms)
+        assert sum(node.tail_ms for node in profile.nodes[size:]) == pytest.approx(tail_ms)
+
+
+def test_a_cut_that_was_not_timed_takes_what_its_operators_take() -> None:
+    profile = _profile(max_points=4, clock=_uneven())
+    names = [node.name for node in profile.nodes]
+    guessed = [cut for cut in profile.cuts if not cut.measured]
+    assert guessed
+    for cut in guessed:
+        size = names.index(cut.tensors[0]) + 1
+        assert cut.head_ms == pytest.approx(sum(node.head_ms for node in profile.nodes[:size]))
+        assert cut.tail_ms == pytest.approx(sum(node.tail_ms for node in profile.nodes[size:]))
+
+
+def test_operators_know_their_sources_weights_and_sizes() -> None:
+    nodes = {node.name: node for node in _profile().nodes}
+    assert nodes["c0"].sources == (-1,)
+    assert nodes["r0"].sources == (0,)
+    assert nodes["c1"].weight_bytes > 4 * 4 * 4 * 9
+    assert nodes["r1"].weight_bytes == 0
+    sizes = {cut.tensors[0]: cut.wire_bytes for cut in _profile().cuts}
+    assert nodes["r2"].wire_bytes == sizes["r2"]
+    assert nodes["y"].wire_bytes == {}
+
+
+def test_a_measurement_goes_on_where_an_earlier_one_ended() -> None:
+    first = _profile(budget_s=0.0, max_points=6)
+    assert not first.complete
+    second = _profile(budget_s=1000.0, max_points=6, known=first, clock=_ticking(0.003))
+    assert second.complete
+    before = {cut.tensors: cut for cut in first.cuts if cut.measured}
+    after = {cut.tensors: cut for cut in second.cuts if cut.measured}
+    assert len(before) == 2
+    assert len(after) == 6
+    assert all(after[tensors].head_ms == cut.head_ms for tensors, cut in before.items())
+    assert [cut.wire_bytes for cut in second.cuts] == [cut.wire_bytes for cut in first.cuts]
+
+
+def test_sizes_from_noise_are_measured_again_when_there_are_real_inputs() -> None:
+    noise = _profile()
+    blank = _profile(known=noise, feeds=[{"x": np.zeros((1, 1, 16, 16), np.float32)}])
+    assert blank.calibration == "real"
+    assert all(
+        a.wire_bytes[FLOAT_CODEC] < b.wire_bytes[FLOAT_CODEC] for a, b in zip(blank.cuts, noise.cuts, strict=True)
+    )
+
+
+def test_times_of_a_batch_are_those_of_one_sample() -> None:
+    profile = _profile(batch=4)
+    assert profile.whole_ms == pytest.approx(0.25)
+    assert all(cut.head_ms == pytest.approx(0.25) for cut in profile.cuts if cut.measured)
+    assert profile.key.batch == 4
+    with pytest.raises(MeshError) as caught:
+        _profile(whole=_chain(2), batch=4)
+    assert caught.value.fields[0][0] == "batch"
+
+
+def test_gaps_where_times_change_most_are_timed_first() -> None:
+    graph = Graph(load_model(_chain()))
+    found = survey(_chain(), graph)
+    cuts = found.cuts
+    flat, steep = Times(1.0, 1.0), Times(9.0, 9.0)
+    middle = next(cut for cut in cuts if cut.tensors == ("r2",))
+    points = {
+        cuts[0].tensors: Point(flat, steep),
+        middle.tensors: Point(flat, steep),
+        cuts[-1].tensors: Point(steep, flat),
+    }
+    wanted = next_cut(found, points, ())
+    assert wanted is not None
+    index = {cut.tensors: cut.index for cut in cuts}
+    assert index[wanted] > middle.index
+    mirrored = points | {middle.tensors: Point(steep, flat)}
+    wanted = next_cut(found, mirrored, ())
+    assert wanted is not None
+    assert index[wanted] < middle.index
+
+
+def test_every_cut_is_timed_once_and_refused_ones_never() -> None:
+    found = survey(_chain(), Graph(load_model(_chain())))
+    points: dict[tuple[str, ...], Point] = {}
+    refused = {found.cuts[3].tensors}
+    while (tensors := next_cut(found, points, refused, most=100)) is not None:
+        assert tensors not in points
+        points[tensors] = Point(Times(1.0, 1.0), Times(1.0, 1.0))
+    assert points.keys() == {cut.tensors for cut in found.cuts} - refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from services.registry.memory_store import MemoryStore
 from services.registry.sqlite_store import SqliteStore
-from services.registry.store import Artifact, Draft, MetadataStore
+from services.registry.store import MAX_PROFILES, Artifact, Draft, MetadataStore, ProfileRecord
 from splitmesh.errors import MeshError, Reason
 from tests.integration.registry_world import small_disk
 
@@ -214,3 +215,60 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(MeshError) as error:
         await store.newest("m")
     assert reason(error) is Reason.NOT_READY
+
+
+def _record(
+    key: str = "k", *, node: str = "n", sha256: str = "a" * 64, content: str = "{}", late: int = 0
+) -> ProfileRecord:
+    return ProfileRecord(sha256, key, node, content, NOON + timedelta(seconds=late))
+
+
+async def test_profiles_come_back_newest_first_by_model_and_node(store: MetadataStore) -> None:
+    one, two, three = _record("1"), _record("2", node="m", late=2), _record("3", late=1)
+    for record in (one, two, three):
+        await store.put_profile(record)
+    await store.put_profile(_record("1", sha256="b" * 64))
+    assert list(await store.list_profiles("a" * 64, "")) == [two, three, one]
+    assert list(await store.list_profiles("a" * 64, "n")) == [three, one]
+    assert list(await store.list_profiles("c" * 64, "")) == []
+
+
+async def test_a_profile_replaces_the_one_with_its_key(store: MetadataStore) -> None:
+    await store.put_profile(_record(content="old"))
+    newer = _record(content="new", late=5)
+    await store.put_profile(newer)
+    assert list(await store.list_profiles("a" * 64, "")) == [newer]
+
+
+async def test_the_number_of_profiles_of_a_model_is_limited_and_replacing_goes_on(store: MetadataStore) -> None:
+    for number in range(MAX_PROFILES):
+        await store.put_profile(_record(str(number)))
+    with pytest.raises(MeshError) as caught:
+        await store.put_profile(_record("one more"))
+    assert reason(caught) is Reason.STORAGE_FULL
+    await store.put_profile(_record("7", content="new"))
+    await store.put_profile(_record("other model", sha256="b" * 64))
+    assert len(await store.list_profiles("a" * 64, "")) == MAX_PROFILES
+
+
+async def test_a_file_of_the_first_schema_gets_the_table_of_profiles(tmp_path: Path) -> None:
+    path = tmp_path / "registry.sqlite3"
+    store = SqliteStore(path)
+    await store.start()
+    await store.create_version(DRAFT, NOON)
+    await store.stop()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE profiles; PRAGMA user_version = 1;")
+    again = SqliteStore(path)
+    await again.start()
+    try:
+        assert (await again.newest("m")).version == 1
+        await again.put_profile(_record())
+    finally:
+        await again.stop()
+    third = SqliteStore(path)
+    await third.start()
+    try:
+        assert list(await third.list_profiles("a" * 64, "")) == [_record()]
+    finally:
+        await third.stop()

@@ -17,7 +17,7 @@ from splitmesh.tensor import pack
 
 async def test_frames_given_up_while_the_link_stands_still_keep_their_place_in_the_line() -> None:
     channels = Channels(StaticDiscovery({}))
-    stream = _TailStream(channels, "127.0.0.1:1", segment_pb2.Open(model="m", version=1), asyncio.Event())
+    stream = _TailStream(channels, "127.0.0.1:1", segment_pb2.Open(model="m", version=1), asyncio.Event(), None)
     stream.credit = 1
     assert stream.free
     with pytest.raises(MeshError) as caught:

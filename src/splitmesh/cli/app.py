@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from splitmesh.cli import infer, models, nodes, outcomes, planning, shrinking, splitting
+from splitmesh.cli import adapting, infer, models, nodes, outcomes, planning, profiling, shrinking, splitting
 from splitmesh.cli.output import how_to_install
 from splitmesh.errors import Reason
 
@@ -19,14 +19,17 @@ app = typer.Typer(
 app.command()(infer.infer)
 app.command()(infer.stream)
 app.add_typer(models.app, name="models")
+app.command()(profiling.profile)
 app.command()(planning.plan)
 app.command()(splitting.split)
+app.command()(adapting.adapt)
 app.command()(shrinking.compress)
 app.command()(shrinking.tolerance)
 app.command()(outcomes.outcomes)
 app.command()(nodes.nodes)
 
-CLOUD_ONLY = frozenset({"onnx", "onnxruntime", "scipy"})
+EXTRAS = {"onnx": "cloud", "onnxruntime": "cloud", "scipy": "cloud", "matplotlib": "plot"}
+"""What is not part of the base package, and the extra that brings it."""
 
 
 def main() -> None:
@@ -34,9 +37,9 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        if error.name not in CLOUD_ONLY:
+        if error.name not in EXTRAS:
             raise
-        print(f"splitmesh: this command needs {error.name}: {how_to_install('cloud')}", file=sys.stderr)
+        print(f"splitmesh: this command needs {error.name}: {how_to_install(EXTRAS[error.name])}", file=sys.stderr)
         raise SystemExit(1) from error
     except OSError as error:
         if error.filename is None:  # not about a file that the command was given

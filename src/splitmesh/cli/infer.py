@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 from rich.progress import Progress
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from splitmesh.cli.connect import default_head
 from splitmesh.cli.output import JsonOption, run, show_json, show_line, show_table
 from splitmesh.cli.sources import frames
 from splitmesh.cli.summary import StreamSummary
 from splitmesh.client import Answer, Mesh
+from splitmesh.errors import field_error
+from splitmesh.tensor.spec import Array
 
 HeadOption = Annotated[str, typer.Option("--head", help="Address of the edge head.", default_factory=default_head)]
 ModelOption = Annotated[str, typer.Option("--model", help="Model to ask; empty: the head's first.")]
@@ -23,29 +27,48 @@ SHOWN_LABELS = 3
 
 
 def infer(
-    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A picture.")],
     head: HeadOption,
+    image: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False, help="A picture.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A safetensors file with every input of the model instead."),
+    ] = None,
     model: ModelOption = "",
     camera: Annotated[str, typer.Option(help="Camera id for traces and counts.")] = "cli",
     deadline_ms: DeadlineOption = 5000,
     otlp: OtlpOption = "",
     json: JsonOption = False,
 ) -> None:
-    """Answer one picture."""
+    """Answer one picture, or the inputs in a file."""
 
     async def ask() -> Answer:
+        frame = _frame(image, inputs)
         async with Mesh(head, model=model, deadline_ms=deadline_ms, otlp_endpoint=otlp) as mesh:
-            return await mesh.infer(image, camera=camera)
+            return await mesh.infer(frame, camera=camera)
 
     answer = run(ask())
     if json:
         show_json(answer)
         return
     rows = [[label.name or label.index, label.score] for label in answer.labels[:SHOWN_LABELS]]
-    show_table("", ["class", "probability"], rows)
+    if rows:
+        show_table("", ["class", "probability"], rows)
+    for name, array in answer.outputs.items():
+        print(f"{name}: {array.dtype} {list(array.shape)}")
     fallback = f" ({answer.fallback_reason})" if answer.fallback_reason else ""
     print(f"{answer.answered_by}{fallback}, {answer.model} version {answer.version}, trace {answer.trace_id}")
     print(f"{answer.timings.total_ms:.1f} ms, {answer.uplink_bytes} bytes on the uplink")
+
+
+def _frame(image: Path | None, inputs: Path | None) -> Path | dict[str, Array]:
+    if inputs is None and image is not None:
+        return image
+    if inputs is None or image is not None:
+        raise field_error("image", "give a picture, or the model's inputs with --inputs")
+    try:
+        return dict(load(inputs.read_bytes()))
+    except (SafetensorError, ValueError) as error:
+        raise field_error("inputs", f"{inputs} is no safetensors file: {error}") from error
 
 
 def stream(

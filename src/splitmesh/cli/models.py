@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from splitmesh.cli.connect import channels, find_version
+from splitmesh.cli.importing import as_onnx
 from splitmesh.cli.output import JsonOption, run, show_json, show_table
 from splitmesh.cli.sources import frames
 from splitmesh.client.registry import RegistryClient, VersionInfo
+from splitmesh.convert.compare import DEFAULT_TOLERANCE
 from splitmesh.errors import field_error
 from splitmesh.model.manifest import CALIBRATION, MANIFEST, WHOLE, Manifest, SegmentInfo
 from splitmesh.model.preprocess import Preprocess
@@ -30,7 +32,10 @@ ModelArgument = Annotated[str, typer.Argument(help="NAME, NAME:VERSION or NAME@A
 
 @app.command()
 def push(
-    model_file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An ONNX file.")],
+    model_file: Annotated[
+        Path,
+        typer.Argument(exists=True, help="ONNX, PyTorch (.pt2), Keras (.keras, .h5), SavedModel folder or TFLite."),
+    ],
     name: Annotated[str, typer.Option(help="Name of the model.")],
     labels: Annotated[Path | None, typer.Option(exists=True, help="JSON list, or one class name per line.")] = None,
     preprocess: Annotated[Path | None, typer.Option(exists=True, help="JSON: width, height, mode, mean, std.")] = None,
@@ -38,16 +43,23 @@ def push(
         Path | None, typer.Option(exists=True, help="Folder of typical pictures; sent to the registry, resized.")
     ] = None,
     description: Annotated[str, typer.Option(help="Free text.")] = "",
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="When converting: largest difference, as a share of an output's largest value.")
+    ] = DEFAULT_TOLERANCE,
+    channels_first: Annotated[
+        bool, typer.Option("--channels-first", help="TensorFlow: take pictures as [batch, channels, height, width].")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Register an ONNX file as a new version of a model."""
+    """Register a model as a new version; what is not ONNX is converted first and compared with the original."""
 
     async def send() -> VersionInfo:
-        parts = version_parts(model_file, labels, preprocess, calibration)
-        async with channels() as opened:
+        async with as_onnx(model_file, tolerance, channels_first) as file, channels() as opened:
+            parts = version_parts(file.path, labels, preprocess, calibration)
+            text = "; ".join(filter(None, [description, file.provenance]))
             with _transfer() as progress:
                 return await RegistryClient(opened).create_version(
-                    name, parts, created_by="push", description=description, on_progress=_advance(progress, name)
+                    name, parts, created_by="push", description=text, on_progress=_advance(progress, name)
                 )
 
     _show_version(run(send()), json)
@@ -158,9 +170,11 @@ def show(model: ModelArgument, json: JsonOption = False) -> None:
     )
     print(f"task {manifest.task}, classes: {', '.join(manifest.labels) or '-'}")
     if manifest.split:
-        wire = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in manifest.split.wire)
-        print(f"cut at {', '.join(t.name for t in manifest.split.cut)}; crosses: {wire}")
-        print(f"head + tail against the whole: max error {manifest.split.verification.max_abs_error:.2e}")
+        for hop in manifest.split.hops():
+            wire = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in hop.wire)
+            print(f"cut at {', '.join(t.name for t in hop.cut)}; crosses: {wire}")
+        segments = "head + tail" if not manifest.split.middle else f"{len(manifest.split.segments())} segments"
+        print(f"{segments} against the whole: max error {manifest.split.verification.max_abs_error:.2e}")
     if manifest.exit:
         print(
             f"exit: agrees on {manifest.exit.holdout_agreement:.1%} of {manifest.exit.holdout_samples} held-out samples"

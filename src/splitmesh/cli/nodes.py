@@ -66,4 +66,6 @@ async def _loaded(channel: grpc.aio.Channel) -> str:
     described = await segment_pb2_grpc.SegmentServiceStub(channel).Describe(
         segment_pb2.DescribeRequest(), timeout=CHECK_DEADLINE_S
     )
-    return ", ".join(f"{segment.model}:{segment.version} on {segment.backend}" for segment in described.segments)
+    return ", ".join(
+        f"{one.model}:{one.version} on {one.backend} (segment {one.segment})" for one in described.segments
+    )

@@ -1,4 +1,7 @@
-"""``splitmesh split``: cut a model in two. Also works on an ONNX file alone, with no service running."""
+"""``splitmesh split``: cut a model in two, or into a chain of segments.
+
+Also works on an ONNX file alone, with no service running.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,10 @@ from splitmesh.errors import MeshError, field_error
 BATCH = 16
 
 AtOption = Annotated[list[str], typer.Option("--at", help="Tensors to cut at, separated by commas; may be repeated.")]
+ThenOption = Annotated[
+    list[str] | None,
+    typer.Option("--then", help="Another cut behind the one before, for a chain of segments; may be repeated."),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +37,16 @@ class SplitFiles:
     out: Path
     size_bytes: Mapping[str, int]
     cut: tuple[str, ...]
+    further: tuple[tuple[str, ...], ...]
+    """Later cuts of a chain."""
     max_abs_error: float
-    """Of head + tail against the whole, as a share of an output's largest magnitude."""
+    """Of the segments, one after the other, against the whole, as a share of an output's largest magnitude."""
 
 
 def split(
     model: FileOrVersion,
     at: AtOption,
+    then: ThenOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="For a file: folder for the halves.")] = None,
     labels: Annotated[Path | None, typer.Option(exists=True, help="For a file: class names for the manifest.")] = None,
     preprocess: Annotated[Path | None, typer.Option(exists=True, help="For a file: pipeline for the manifest.")] = None,
@@ -46,7 +56,8 @@ def split(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Cut a model in two and verify head + tail against the whole; exact unless --quantise is given."""
+    """Cut a model in two, or more with --then, and verify it against the whole; exact unless --quantise is given."""
+    cuts = [tensors(at), *(tensors([cut]) for cut in then or ())]
     if not is_file(model):
         if out or labels or preprocess or quantise or calibration:
             raise typer.BadParameter("--out, --labels, --preprocess, --quantise and --calibration are for ONNX files")
@@ -54,49 +65,50 @@ def split(
         async def ask() -> SplitResult:
             async with channels() as opened:
                 version = await find_version(RegistryClient(opened), model)
-                return await PartitionClient(opened).split(version.model, version.version, tensors(at))
+                return await PartitionClient(opened).split(version.model, version.version, cuts[0], cuts[1:])
 
         result = run(ask())
         if json:
             show_json(result)
         else:
-            print(f"version {result.version}: head + tail differ from the whole by at most {result.max_abs_error:.2e}")
+            print(f"version {result.version}: {_differ(cuts)} from the whole by at most {result.max_abs_error:.2e}")
         return
     if out is None:
         raise typer.BadParameter("--out is needed for an ONNX file")
     try:
-        report = split_file(
-            Path(model), tensors(at), out, labels, preprocess, calibration if quantise else None, quantise
-        )
+        report = split_file(Path(model), cuts, out, labels, preprocess, calibration if quantise else None, quantise)
     except MeshError as error:
         refuse(error)
     if json:
         show_json(report)
         return
     show_table("", ["file", "bytes"], [[name, size] for name, size in report.size_bytes.items()])
-    print(f"written to {out}; head + tail differ from the whole by at most {report.max_abs_error:.2e}")
+    print(f"written to {out}; {_differ(cuts)} from the whole by at most {report.max_abs_error:.2e}")
+
+
+def _differ(cuts: Sequence[Sequence[str]]) -> str:
+    return "head + tail differ" if len(cuts) == 1 else f"the {len(cuts) + 1} segments differ"
 
 
 def split_file(
     path: Path,
-    at: Sequence[str],
+    cuts: Sequence[Sequence[str]],
     out: Path,
     labels: Path | None,
     preprocess: Path | None,
     calibration: Path | None,
     quantise: bool,
 ) -> SplitFiles:
-    """Write head.onnx, tail.onnx and manifest.json (and the whole) of an ONNX file."""
+    """Write head.onnx, tail.onnx, what is between them, and manifest.json (and the whole) of an ONNX file."""
     import numpy as np
 
     from splitmesh.model.artifacts import quantise_split, split_bytes, write_split
     from splitmesh.model.load import load_file
-    from splitmesh.model.manifest import HEAD, TAIL
 
     load_file(path)
     pipeline = read_preprocess(preprocess) if preprocess else None
     names = read_labels(labels) if labels else ()
-    manifest, artifacts = split_bytes(path.read_bytes(), at, preprocess=pipeline, labels=names)
+    manifest, artifacts = split_bytes(path.read_bytes(), cuts[0], further=cuts[1:], preprocess=pipeline, labels=names)
     if quantise:
         if calibration is None or pipeline is None:
             raise field_error(
@@ -111,8 +123,9 @@ def split_file(
         raise AssertionError("a split has a split manifest")
     return SplitFiles(
         out=out,
-        size_bytes={name: len(artifacts[name]) for name in (HEAD, TAIL)},
+        size_bytes={one.artifact: len(artifacts[one.artifact]) for one in manifest.split.segments()},
         cut=tuple(tensor.name for tensor in manifest.split.cut),
+        further=tuple(tuple(tensor.name for tensor in hop.cut) for hop in manifest.split.middle),
         max_abs_error=manifest.split.verification.max_abs_error,
     )
 

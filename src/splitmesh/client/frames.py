@@ -23,6 +23,7 @@ from splitmesh.client.answers import Answer, FrameFailure, answer_from_message
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.errors import ended_stream_error, from_rpc_error, from_status
 from splitmesh.kernel.telemetry import fail
+from splitmesh.kernel.tensors import input_bytes
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class CameraStream:
 
     def _fits(self, frame_id: int, request: pb.InferRequest) -> bool:
         """False, and the frame has failed, when the head would not take it: far too large a message ends the stream."""
-        size = len(request.image) or len(request.tensor.data)
+        size = input_bytes(request)
         if size <= self._max_frame_bytes:
             return True
         problem = f"the frame has {size} bytes; the head takes at most {self._max_frame_bytes}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import aclosing
 from pathlib import Path
@@ -29,6 +29,9 @@ from splitmesh.kernel.tensors import tensor_to_message
 from splitmesh.tensor.spec import Array
 
 T = TypeVar("T")
+
+Frame = bytes | Array | Mapping[str, Array]
+"""A picture, an input, or several inputs by name."""
 
 ANSWER_MARGIN_S = 0.5
 """How much longer than the frame's deadline the caller waits: the head's own answer or error should come first."""
@@ -79,9 +82,10 @@ class Mesh:
         await asyncio.to_thread(self._telemetry.shutdown)
 
     async def infer(
-        self, frame: bytes | Path | Array, *, camera: str = "", deadline_ms: int | None = None, retries: int = 2
+        self, frame: Frame | Path, *, camera: str = "", deadline_ms: int | None = None, retries: int = 2
     ) -> Answer:
-        """Answer one picture (encoded bytes, or a file) or one preprocessed input ``[1, ...]``.
+        """Answer one picture (encoded bytes, or a file), one preprocessed input ``[1, ...]``, or, for a model that takes
+        several, all of its inputs by name.
 
         Raises MeshError with the reason. Answering a frame twice is harmless, so a head that is away is tried again
         ``retries`` times.
@@ -126,9 +130,9 @@ class Mesh:
                 yield outcome
 
     def _request(
-        self, frame_id: int, content: bytes | Array, camera: str, deadline_ms: int | None
+        self, frame_id: int, content: Frame, camera: str, deadline_ms: int | None
     ) -> tuple[pb.InferRequest, OtelSpan]:
-        size = len(content) if isinstance(content, bytes) else content.nbytes
+        size = _size(content)
         if size > self._max_frame_bytes:
             raise MeshError(Reason.FRAME_TOO_LARGE, f"the frame has {size} bytes; at most {self._max_frame_bytes}")
         attributes: dict[Attr, AttrValue] = {Attr.CAMERA_ID: camera, Attr.FRAME_ID: frame_id, Attr.INPUT_BYTES: size}
@@ -142,9 +146,21 @@ class Mesh:
         )
         if isinstance(content, np.ndarray):
             request.tensor.CopyFrom(tensor_to_message("", content))
+        elif isinstance(content, bytes):
+            request.image = content
         else:
-            request.image = bytes(content)
+            request.tensors.tensors.extend(tensor_to_message(name, array) for name, array in content.items())
         return request, span
+
+
+def _size(content: Frame) -> int:
+    match content:
+        case bytes():
+            return len(content)
+        case np.ndarray():
+            return content.nbytes
+        case _:
+            return sum(array.nbytes for array in content.values())
 
 
 class SyncMesh:
@@ -178,7 +194,7 @@ class SyncMesh:
         self._thread.join()
         self._loop.close()
 
-    def infer(self, frame: bytes | Path | Array, **options: Any) -> Answer:
+    def infer(self, frame: Frame | Path, **options: Any) -> Answer:
         """As :meth:`Mesh.infer`."""
         return self._wait(self._mesh.infer(frame, **options))
 

@@ -6,47 +6,26 @@ that covers the stated budget, waiting in line and the transfer of artefacts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from splitmesh.api.partition.v1 import partition_pb2, partition_pb2_grpc
+from splitmesh.client.profiles import profile_from_message
+from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels, mesh_errors
+from splitmesh.model.placement.problem import Objective
+from splitmesh.model.plan_options import Certificate, TierShare
+from splitmesh.model.profile_data import Profile
 
 SERVICE = "partitioner"
 DEFAULT_BUDGET_S = 20.0
 MARGIN_S = 150.0
 """On top of a budget: fetching the model, starting the child process, measuring sizes, waiting behind another job."""
 
+PROFILE_MARGIN_S = 300.0
+"""The same for a profile, whose budget may be spent twice: on times and on trying exits."""
+
 SPLIT_DEADLINE_S = 360.0
-
-
-@dataclass(frozen=True, slots=True)
-class CutInfo:
-    """Times and sizes at one cut, per sample."""
-
-    tensors: tuple[str, ...]
-    position: float
-    """Share of the model's arithmetic before the cut, 0..1."""
-    head_ms: float
-    tail_ms: float
-    measured: bool
-    """False: the times are interpolated."""
-    raw_bytes: int
-    wire_bytes: Mapping[str, int]
-    """By codec."""
-    escalation: float | None
-    """Share of samples that an exit here would leave to the tail; None: none was tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileInfo:
-    """A model on the partitioner's node."""
-
-    whole_ms: float
-    cuts: tuple[CutInfo, ...]
-    """From the input to the output."""
-    calibration: str
-    """``real`` or ``random`` inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +41,16 @@ class PlanRow:
     """Milliseconds: edge_ms, encode_ms, link_ms, rtt_ms, cloud_ms."""
     uplink_bytes: float
     throughput_fps: float
+    """An unlimited one is infinite."""
     feasible: bool
     refused_because: str
+    agreement: float | None
+    """Share of samples answered as by the whole model on the original picture; None: not known."""
+    head_bytes: int
+    measured: bool
+    """False: some of its times are interpolated."""
+    tiers: tuple[TierShare, ...] = ()
+    """Over more than two tiers: what runs where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +59,23 @@ class PlanInfo:
 
     options: tuple[PlanRow, ...]
     why: str
+    certificate: Certificate | None
+    """How much better any cut of the graph could be; None: the profiles hold no common graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiddleTier:
+    """A host between edge and cloud."""
+
+    name: str
+    uplink_mbps: float
+    """From here to the next tier."""
+    rtt_ms: float
+    node: str = ""
+    """Whose own profile is used; empty: the partitioner's times ``slowdown``."""
+    slowdown: float = 1.0
+    max_model_bytes: int = 0
+    """0: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ class SplitResult:
 
     version: int
     max_abs_error: float
-    """Largest difference between head + tail and the whole, as a share of an output's largest magnitude."""
+    """Largest difference between the segments, one after the other, and the whole, as a share of an output's largest
+    magnitude."""
 
 
 class PartitionClient:
@@ -89,25 +94,53 @@ class PartitionClient:
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
 
-    async def profile(self, model: str, version: int, *, budget_s: float = DEFAULT_BUDGET_S) -> ProfileInfo:
-        """Times of the version's cuts; measured for at most ``budget_s`` seconds unless known already."""
-        request = partition_pb2.ProfileModelRequest(model=model, version=version, budget_s=budget_s)
-        async with mesh_errors():
-            response = await (await self._stub()).ProfileModel(request, timeout=budget_s + MARGIN_S)
-        cuts = (
-            CutInfo(
-                tensors=tuple(cut.tensors),
-                position=cut.position,
-                head_ms=cut.head_ms,
-                tail_ms=cut.tail_ms,
-                measured=cut.measured,
-                raw_bytes=cut.raw_bytes,
-                wire_bytes=dict(cut.wire_bytes),
-                escalation=cut.escalation if cut.HasField("escalation") else None,
-            )
-            for cut in response.cuts
+    async def profile(
+        self,
+        model: str,
+        version: int,
+        *,
+        node: str = "",
+        batch: int = 1,
+        threads: int = 0,
+        backend: str = "",
+        budget_s: float = DEFAULT_BUDGET_S,
+        restart: bool = False,
+        on_progress: Callable[[str, float], None] | None = None,
+    ) -> Profile:
+        """Times and sizes of the version's cuts on a node, measured unless they are known completely.
+
+        Args:
+            model: by name.
+            version: its number.
+            node: a head or a tail by its name; empty: the partitioner's own.
+            batch: samples per run.
+            threads: inside one operator; 0: as the node computes.
+            backend: execution provider; empty: as the node computes.
+            budget_s: about how long it may take; what was measured by then is kept, and the next call goes on.
+            restart: forget what was measured.
+            on_progress: told what begins and the share that is done, 0..1.
+        """
+        request = partition_pb2.ProfileModelRequest(
+            model=model,
+            version=version,
+            budget_s=budget_s,
+            node=node,
+            batch=batch,
+            threads=threads,
+            backend=backend,
+            restart=restart,
         )
-        return ProfileInfo(response.whole_ms, tuple(cuts), response.calibration)
+        async with mesh_errors():
+            call = (await self._stub()).ProfileModel(request, timeout=2 * budget_s + PROFILE_MARGIN_S)
+            try:
+                async for response in call:
+                    if response.HasField("profile"):
+                        return profile_from_message(response.profile)
+                    if on_progress is not None:
+                        on_progress(response.progress.step, response.progress.share)
+            finally:
+                call.cancel()
+        raise MeshError(Reason.PROTOCOL_VIOLATION, "the partitioner ended the call without a profile")
 
     async def plan(
         self,
@@ -122,22 +155,38 @@ class PartitionClient:
         max_head_bytes: int = 0,
         escalation: float | None = None,
         picture_bytes: int = 0,
+        edge_node: str = "",
+        cloud_node: str = "",
+        objective: Objective = Objective.LATENCY,
+        frames_per_s: float = 0.0,
+        uplink_budget_bytes_per_s: float = 0.0,
+        max_leakage: float | None = None,
+        kept_on_edge: Sequence[str] = (),
+        between: Sequence[MiddleTier] = (),
         budget_s: float = DEFAULT_BUDGET_S,
     ) -> PlanInfo:
-        """Rank the ways to run a version over a link.
+        """Rank the ways to run a version over a link, or over a chain of tiers.
 
         Args:
             model: by name.
             version: its number.
             uplink_mbps: megabits per second the edge can send.
             rtt_ms: round trip of an empty message.
-            edge_slowdown: time of the edge host over time of the partitioner's node.
-            cloud_speedup: time of the partitioner's node over time of the cloud host.
+            edge_slowdown: time of the edge host over time of the partitioner's node; not used with ``edge_node``.
+            cloud_speedup: time of the partitioner's node over time of the cloud host; not used with ``cloud_node``.
             picture_stays_on_site: refuse "cloud only".
             max_head_bytes: largest head the edge holds; 0: any.
             escalation: expected share of hard samples, 0..1; None: as measured at each cut.
             picture_bytes: of one picture as the camera sends it; 0: measured on the calibration pictures.
-            budget_s: most seconds to spend when the version was never profiled.
+            edge_node: whose own times are the edge's, measured where they are not known.
+            cloud_node: likewise.
+            objective: what to rank by.
+            frames_per_s: what the line delivers; 0: not known.
+            uplink_budget_bytes_per_s: most on the uplink; needs ``frames_per_s``; 0: any.
+            max_leakage: highest SSIM of a reconstruction of the picture from what crosses; None: any.
+            kept_on_edge: tensors that may not cross.
+            between: tiers between the edge and the cloud, nearest to the camera first.
+            budget_s: most seconds to spend on each profile that is not known.
         """
         request = partition_pb2.PlanPartitionRequest(
             model=model,
@@ -150,32 +199,69 @@ class PartitionClient:
             max_head_bytes=max_head_bytes,
             escalation=escalation,
             picture_bytes=picture_bytes,
+            edge_node=edge_node,
+            cloud_node=cloud_node,
+            objective=partition_pb2.Objective.Value(f"OBJECTIVE_{objective.value}"),
+            frames_per_s=frames_per_s,
+            uplink_budget_bytes_per_s=uplink_budget_bytes_per_s,
+            max_leakage=max_leakage,
+            kept_on_edge=kept_on_edge,
+            between=[partition_pb2.Tier(**asdict(tier)) for tier in between],
             budget_s=budget_s,
         )
         async with mesh_errors():
-            response = await (await self._stub()).PlanPartition(request, timeout=budget_s + MARGIN_S)
-        rows = (
-            PlanRow(
-                kind=option.kind,
-                cut=tuple(option.cut),
-                codec=option.codec,
-                latency_ms=option.latency_ms,
-                stages=dict(option.stages),
-                uplink_bytes=option.uplink_bytes,
-                throughput_fps=option.throughput_fps,
-                feasible=option.feasible,
-                refused_because=option.refused_because,
+            response = await (await self._stub()).PlanPartition(
+                request, timeout=(2 + len(between)) * budget_s + MARGIN_S
             )
-            for option in response.options
+        sure = response.certificate
+        return PlanInfo(
+            tuple(_row(option) for option in response.options),
+            response.why,
+            Certificate(sure.lower_bound_ms, sure.gap_ms, sure.method) if response.HasField("certificate") else None,
         )
-        return PlanInfo(tuple(rows), response.why)
 
-    async def split(self, model: str, version: int, cut: Sequence[str]) -> SplitResult:
-        """Cut a version; the halves are a new version. Repeating the call gives the same version."""
-        request = partition_pb2.SplitModelRequest(model=model, version=version, cut=cut)
+    async def split(
+        self, model: str, version: int, cut: Sequence[str], further: Sequence[Sequence[str]] = ()
+    ) -> SplitResult:
+        """Cut a version; the segments are a new version. Repeating the call gives the same version.
+
+        With ``further`` cuts behind the first, in order, it becomes a chain of more segments than two.
+        """
+        points = [partition_pb2.CutPoint(tensors=tensors) for tensors in further]
+        request = partition_pb2.SplitModelRequest(model=model, version=version, cut=cut, further=points)
         async with mesh_errors():
             response = await (await self._stub()).SplitModel(request, timeout=SPLIT_DEADLINE_S)
         return SplitResult(response.version, response.max_abs_error)
 
+    async def adapt(self, model: str, versions: Sequence[int], *, uplink_mbps: float, rtt_ms: float) -> int:
+        """The number of a version that heads run in the cheapest of these ways, beginning with the first."""
+        request = partition_pb2.AdaptModelRequest(
+            model=model, versions=versions, uplink_mbps=uplink_mbps, rtt_ms=rtt_ms
+        )
+        async with mesh_errors():
+            response = await (await self._stub()).AdaptModel(request, timeout=DEFAULT_BUDGET_S + MARGIN_S)
+        return int(response.version)
+
     async def _stub(self) -> partition_pb2_grpc.PartitionServiceStub:
         return partition_pb2_grpc.PartitionServiceStub(await self._channels.to(SERVICE))
+
+
+def _row(option: partition_pb2.PlanOption) -> PlanRow:
+    return PlanRow(
+        kind=option.kind,
+        cut=tuple(option.cut),
+        codec=option.codec,
+        latency_ms=option.latency_ms,
+        stages=dict(option.stages),
+        uplink_bytes=option.uplink_bytes,
+        throughput_fps=option.throughput_fps,
+        feasible=option.feasible,
+        refused_because=option.refused_because,
+        agreement=option.agreement if option.HasField("agreement") else None,
+        head_bytes=option.head_bytes,
+        measured=option.measured,
+        tiers=tuple(
+            TierShare(share.tier, share.compute_ms, tuple(share.cut), share.uplink_bytes, share.link_ms)
+            for share in option.tiers
+        ),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from uuid import uuid4
 from splitmesh.api.registry.v1 import registry_pb2 as pb
 from splitmesh.api.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from splitmesh.client.artifacts import SERVICE, TRIES, ArtifactRef, Artifacts, OnProgress
+from splitmesh.client.profiles import profile_from_message, profile_to_message
 from splitmesh.client.transfer import Patience, is_passing
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.channels import Channels, mesh_errors
+from splitmesh.model.profile_data import Profile
 
 CREATE_DEADLINE_S = 300.0
 """Deadline of CreateVersion, seconds: the registry reads every model file in a child process first."""
@@ -88,7 +90,7 @@ class RegistryClient:
     async def create_version(
         self,
         model: str,
-        artifacts: Mapping[str, bytes | Path],
+        artifacts: Mapping[str, bytes | Path | ArtifactRef],
         *,
         parent: int = 0,
         created_by: str,
@@ -98,9 +100,15 @@ class RegistryClient:
     ) -> VersionInfo:
         """Pushes what is not there yet, then makes the version; safe to repeat with the same ``request_id``.
 
-        ``on_progress`` is told the bytes of one artefact after the other.
+        A reference stands for what another version holds already. ``on_progress`` is told the bytes of one artefact after
+        the other.
         """
-        refs = [await self.push_artifact(name, content, on_progress=on_progress) for name, content in artifacts.items()]
+        refs = [
+            replace(content, name=name)
+            if isinstance(content, ArtifactRef)
+            else await self.push_artifact(name, content, on_progress=on_progress)
+            for name, content in artifacts.items()
+        ]
         request = pb.CreateVersionRequest(
             model=model,
             artifacts=[pb.Artifact(name=ref.name, sha256=ref.sha256, size_bytes=ref.size_bytes) for ref in refs],
@@ -180,6 +188,26 @@ class RegistryClient:
             stub = await self._stub()
             response = await stub.SetAlias(pb.SetAliasRequest(model=model, alias=alias, version=version))
         return int(response.previous_version)
+
+    async def put_profile(self, model: str, version: int, profile: Profile) -> None:
+        """Keeps a profile; an earlier one with its key is replaced.
+
+        Raises MeshError MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
+        """
+        request = pb.PutProfileRequest(model=model, version=version, profile=profile_to_message(profile))
+        async with mesh_errors():
+            stub = await self._stub()
+            await stub.PutProfile(request)
+
+    async def list_profiles(self, model: str, version: int, node: str = "") -> list[Profile]:
+        """Every profile of a version's whole model, newest first; only one node's unless ``node`` is empty.
+
+        Raises MeshError MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        """
+        async with mesh_errors():
+            stub = await self._stub()
+            answer = await stub.ListProfiles(pb.ListProfilesRequest(model=model, version=version, node=node))
+        return [profile_from_message(one.profile) for one in answer.profiles]
 
     async def watch_alias(self, model: str, alias: str) -> AsyncIterator[VersionInfo | None]:
         """Where the alias points now (None: it does not exist), then where it points after each change.

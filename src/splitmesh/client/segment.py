@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Self
 
 import grpc
 
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
+from splitmesh.client.link_estimate import LinkEstimator
 from splitmesh.errors import MeshError, Reason
-from splitmesh.kernel.channels import Channels
+from splitmesh.kernel.channels import Channels, mesh_errors
 from splitmesh.kernel.discovery import Instance
 from splitmesh.kernel.errors import ended_stream_error, from_rpc_error, from_status
 from splitmesh.kernel.tensors import header_to_message, tensors_from_messages
@@ -42,6 +45,23 @@ class SegmentResult:
     compute_ms: float
     batch_size: int
     round_trip_ms: float
+    onward: tuple[segment_pb2.Hop, ...] = ()
+    """What later segments of a chain did, the next one first."""
+
+    @property
+    def later_queue_ms(self) -> float:
+        """Waiting before compute, over this and all later segments."""
+        return self.queue_ms + sum(hop.queue_ms for hop in self.onward)
+
+    @property
+    def later_compute_ms(self) -> float:
+        """Compute, over this and all later segments."""
+        return self.compute_ms + sum(hop.compute_ms for hop in self.onward)
+
+    @property
+    def links_ms(self) -> float:
+        """The link to this segment and those between later ones."""
+        return max(0.0, self.round_trip_ms - self.later_queue_ms - self.later_compute_ms)
 
 
 @dataclass(slots=True)
@@ -55,8 +75,16 @@ class _Flying:
 class _TailStream:
     """One stream to one tail, opened again whenever it ends."""
 
-    def __init__(self, channels: Channels, address: str, opening: segment_pb2.Open, accepted: asyncio.Event) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        address: str,
+        opening: segment_pb2.Open,
+        accepted: asyncio.Event,
+        estimator: LinkEstimator | None,
+    ) -> None:
         self._channels = channels
+        self._estimator = estimator
         self._address = address
         self._opening = opening
         self._any_accepted = accepted
@@ -92,15 +120,25 @@ class _TailStream:
         flying = _Flying(frame, traceparent, loop.time() + deadline_s, loop.create_future())
         self._flying[frame_id] = flying
         self._outgoing.put_nowait(frame_id)
-        try:
-            async with asyncio.timeout(deadline_s):
-                return await flying.result
-        except TimeoutError as error:
-            raise MeshError(
-                Reason.DEADLINE_EXPIRED, f"no answer from the tail in {deadline_s * 1000:.0f} ms"
-            ) from error
-        finally:
-            self._flying.pop(frame_id, None)
+        with _Watch(self._estimator, len(frame.payload)) as watch:
+            try:
+                async with asyncio.timeout(deadline_s):
+                    result = await flying.result
+            except TimeoutError as error:
+                watch.gave_up()
+                raise MeshError(
+                    Reason.DEADLINE_EXPIRED, f"no answer from the tail in {deadline_s * 1000:.0f} ms"
+                ) from error
+            finally:
+                self._flying.pop(frame_id, None)
+            watch.answered(result)
+            return result
+
+    async def ping(self, timeout_s: float) -> None:
+        """A call without content on the stream's own connection; MeshError when it fails."""
+        async with self._channels.hold(self._address) as channel, mesh_errors():
+            stub = segment_pb2_grpc.SegmentServiceStub(channel)
+            await stub.Describe(segment_pb2.DescribeRequest(), timeout=timeout_s)
 
     async def _live(self) -> None:
         async with self._channels.hold(self._address) as channel:
@@ -184,6 +222,36 @@ class _TailStream:
                 )
 
 
+class _Watch:
+    """Tells the estimator how a frame fared; without an estimator nothing."""
+
+    def __init__(self, estimator: LinkEstimator | None, size_bytes: int) -> None:
+        self._estimator = estimator
+        self._number = 0 if estimator is None else estimator.sent(size_bytes, _now_ms())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def answered(self, result: segment_pb2.Result) -> None:
+        if self._estimator is not None:
+            onward_ms = sum(hop.link_ms + hop.queue_ms + hop.compute_ms for hop in result.onward)
+            self._estimator.answered(
+                self._number, _now_ms(), queue_ms=result.queue_ms, compute_ms=result.compute_ms + onward_ms
+            )
+
+    def gave_up(self) -> None:
+        if self._estimator is not None:
+            self._estimator.gave_up(self._number, _now_ms())
+
+    def __exit__(self, *_: object) -> None:
+        if self._estimator is not None:
+            self._estimator.forget(self._number)
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1e3
+
+
 def _messages(frame_id: int, flying: _Flying, now: float) -> list[segment_pb2.RunRequest]:
     frame = flying.frame
     head = segment_pb2.SegmentFrame(
@@ -201,11 +269,22 @@ def _messages(frame_id: int, flying: _Flying, now: float) -> list[segment_pb2.Ru
 
 
 class SegmentLink:
-    """Streams to every known tail for one model version."""
+    """Streams to every known node that runs one segment of one model version."""
 
-    def __init__(self, channels: Channels, model: str, version: int, node: str, *, service: str = "tail") -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        model: str,
+        version: int,
+        node: str,
+        *,
+        service: str = "tail",
+        segment: int = 1,
+        estimator: LinkEstimator | None = None,
+    ) -> None:
         self._channels = channels
-        self._opening = segment_pb2.Open(model=model, version=version, node=node)
+        self._estimator = estimator
+        self._opening = segment_pb2.Open(model=model, version=version, node=node, segment=segment)
         self._service = service
         self._streams: dict[str, _TailStream] = {}
         self._accepted = asyncio.Event()
@@ -228,6 +307,18 @@ class SegmentLink:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._accepted.wait(), timeout_s)
         return self._accepted.is_set()
+
+    @property
+    def available(self) -> bool:
+        """Some tail accepts frames now."""
+        return any(stream.credit for stream in self._streams.values())
+
+    async def ping(self, timeout_s: float) -> float:
+        """Round trip, in milliseconds, of a call without content to a tail; SERVICE_UNAVAILABLE when none accepts."""
+        _, stream = self._choose(set())
+        begun = time.monotonic()
+        await stream.ping(timeout_s)
+        return (time.monotonic() - begun) * 1e3
 
     @property
     def in_flight(self) -> int:
@@ -261,6 +352,7 @@ class SegmentLink:
                 compute_ms=result.compute_ms,
                 batch_size=result.batch_size,
                 round_trip_ms=(loop.time() - begun) * 1000,
+                onward=tuple(result.onward),
             )
 
     def _choose(self, tried: set[str]) -> tuple[str, _TailStream]:
@@ -280,7 +372,9 @@ class SegmentLink:
         async for known in instances:
             addresses = {instance.address for instance in known}
             for address in addresses - self._streams.keys():
-                self._streams[address] = _TailStream(self._channels, address, self._opening, self._accepted)
+                self._streams[address] = _TailStream(
+                    self._channels, address, self._opening, self._accepted, self._estimator
+                )
             for address in self._streams.keys() - addresses:
                 stream = self._streams.pop(address)
                 await stream.close()

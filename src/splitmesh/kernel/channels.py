@@ -24,7 +24,7 @@ slightly too large is refused by us, with a reason."""
 IDEMPOTENT = (
     (
         "splitmesh.api.registry.v1.RegistryService",
-        ("GetUpload", "GetVersion", "ListModels", "ListVersions", "SetAlias"),
+        ("GetUpload", "GetVersion", "ListModels", "ListVersions", "SetAlias", "PutProfile", "ListProfiles"),
     ),
     ("splitmesh.api.segment.v1.SegmentService", ("Describe",)),
     ("splitmesh.api.routing.v1.RoutingService", ("SetTolerance", "ReportOutcomes", "GetOutcomes")),

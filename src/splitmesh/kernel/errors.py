@@ -46,6 +46,7 @@ STATUS_CODES: dict[Reason, grpc.StatusCode] = {
     Reason.VERSION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ALIAS_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ARTIFACT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.NODE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.DIGEST_MISMATCH: grpc.StatusCode.DATA_LOSS,
     Reason.UPLOAD_OFFSET_MISMATCH: grpc.StatusCode.OUT_OF_RANGE,
     Reason.UPLOAD_TRUNCATED: grpc.StatusCode.DATA_LOSS,

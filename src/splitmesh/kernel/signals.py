@@ -20,6 +20,7 @@ class Span(StrEnum):
     TAIL_FRAME = "tail.frame"
     TAIL_QUEUE = "tail.queue"
     TAIL_COMPUTE = "tail.compute"
+    TAIL_FORWARD = "tail.forward"
     RPC_SERVER = "rpc.server"
 
 
@@ -30,6 +31,7 @@ class Attr(StrEnum):
     ERROR_TYPE = "error.type"
     MODEL = "splitmesh.model"
     VERSION = "splitmesh.model.version"
+    SEGMENT = "splitmesh.model.segment"
     CAMERA_ID = "splitmesh.camera.id"
     FRAME_ID = "splitmesh.frame.id"
     NODE = "splitmesh.node"
@@ -49,9 +51,10 @@ PARENTS: dict[Span, frozenset[Span]] = {
     Span.HEAD_DECODE: frozenset({Span.HEAD_FRAME}),
     Span.HEAD_SEGMENT: frozenset({Span.HEAD_FRAME}),
     Span.HEAD_ESCALATE: frozenset({Span.HEAD_FRAME}),
-    Span.TAIL_FRAME: frozenset({Span.HEAD_ESCALATE}),
+    Span.TAIL_FRAME: frozenset({Span.HEAD_ESCALATE, Span.TAIL_FORWARD}),
     Span.TAIL_QUEUE: frozenset({Span.TAIL_FRAME}),
     Span.TAIL_COMPUTE: frozenset({Span.TAIL_FRAME}),
+    Span.TAIL_FORWARD: frozenset({Span.TAIL_FRAME}),
     Span.RPC_SERVER: frozenset(),
 }
 """Which span may be whose parent; a span with an empty set starts its trace or continues an outside caller's."""
@@ -74,9 +77,10 @@ ATTRIBUTES: dict[Span, frozenset[Attr]] = {
     Span.HEAD_DECODE: frozenset(),
     Span.HEAD_SEGMENT: frozenset({Attr.EXIT_CONFIDENCE, Attr.THRESHOLD}),
     Span.HEAD_ESCALATE: frozenset({Attr.UPLINK_BYTES, Attr.ERROR_TYPE}),
-    Span.TAIL_FRAME: frozenset({Attr.MODEL, Attr.VERSION, Attr.NODE, Attr.FRAME_ID, Attr.ERROR_TYPE}),
+    Span.TAIL_FRAME: frozenset({Attr.MODEL, Attr.VERSION, Attr.SEGMENT, Attr.NODE, Attr.FRAME_ID, Attr.ERROR_TYPE}),
     Span.TAIL_QUEUE: frozenset(),
     Span.TAIL_COMPUTE: frozenset({Attr.BATCH_ID, Attr.BATCH_SIZE}),
+    Span.TAIL_FORWARD: frozenset({Attr.UPLINK_BYTES, Attr.ERROR_TYPE}),
     Span.RPC_SERVER: frozenset({Attr.RPC_METHOD, Attr.ERROR_TYPE}),
 }
 """Which attributes a span may carry."""

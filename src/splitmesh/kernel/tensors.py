@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from splitmesh.api.inference.v1 import inference_pb2
 from splitmesh.api.tensor.v1 import tensor_pb2
 from splitmesh.errors import MeshError, Reason
 from splitmesh.tensor import DTYPES, FrameHeader, TensorLimits, TensorSpec, as_bytes, from_bytes
@@ -51,6 +52,17 @@ def tensors_from_messages(
 ) -> dict[str, Array]:
     """Several messages as arrays by name."""
     return dict(tensor_from_message(message, limits) for message in messages)
+
+
+def input_bytes(request: inference_pb2.InferRequest) -> int:
+    """Size of what a request asks about, whichever kind it is."""
+    match request.WhichOneof("input"):
+        case "image":
+            return len(request.image)
+        case "tensor":
+            return len(request.tensor.data)
+        case _:
+            return sum(len(tensor.data) for tensor in request.tensors.tensors)
 
 
 def header_to_message(header: FrameHeader) -> tensor_pb2.FrameHeader:

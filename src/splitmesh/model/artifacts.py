@@ -14,14 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.model.cuts import resolve_cut
+from splitmesh.model.chain import Chain, calibrate_chain, quantise_chain, segment_names, split_chain
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import DEFAULT_LIMITS, ModelLimits, load_model
-from splitmesh.model.manifest import HEAD, MANIFEST, TAIL, WHOLE, Manifest, SegmentInfo, SplitInfo, TensorInfo
+from splitmesh.model.manifest import (
+    MANIFEST,
+    WHOLE,
+    Manifest,
+    MiddleInfo,
+    SegmentInfo,
+    SplitInfo,
+    TensorInfo,
+    Verification,
+)
 from splitmesh.model.preprocess import Preprocess
-from splitmesh.model.quantize import calibrate, quantise_cut
-from splitmesh.model.split import split_model
-from splitmesh.model.verify import random_inputs, verify_split
+from splitmesh.model.verify import random_inputs, verify_chain
 from splitmesh.tensor.spec import Array
 
 RANDOM_BATCHES = (1, 2, 5)
@@ -36,10 +43,11 @@ def split_bytes(
     labels: Sequence[str] = (),
     feeds: Sequence[Mapping[str, Array]] | None = None,
     limits: ModelLimits = DEFAULT_LIMITS,
+    further: Sequence[Sequence[str]] = (),
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Check a model, cut it at the tensors ``at``, verify the halves; the manifest and the three artefacts by file
-    name.
+    """Check a model, cut it at the tensors ``at``, verify the halves; the manifest and the artefacts by file name.
 
+    With ``further`` cuts behind the first, in order, it becomes a chain of more segments than two.
     Compared on ``feeds`` (one batch each), or on random inputs when None. With ``labels`` the task is classification.
     The artefact of the whole is ``whole`` as given, byte for byte. Raises the MeshErrors of loading, cutting and
     verifying.
@@ -47,28 +55,43 @@ def split_bytes(
     model = load_model(whole, limits)
     graph = Graph(model)
     _require_labels(graph, labels)
-    split = split_model(graph, resolve_cut(graph, at))
-    head, tail = split.head.SerializeToString(deterministic=True), split.tail.SerializeToString(deterministic=True)
+    chain = split_chain(graph, [at, *further])
+    segments = chain.artifacts()
     if feeds is None:
         rng = np.random.default_rng(0)
         feeds = [random_inputs(graph, batch, rng) for batch in RANDOM_BATCHES]
-    verification = verify_split(whole, head, tail, feeds)
+    verification = verify_chain(whole, list(segments.values()), feeds)
     inputs, outputs = tensor_infos(graph, graph.inputs), tensor_infos(graph, graph.outputs)
-    cut = tuple(TensorInfo.of(spec) for spec in split.cut.specs)
     manifest = Manifest(
         task="classification" if labels else "raw",
         labels=tuple(labels),
         preprocess=preprocess,
         whole=SegmentInfo(artifact=WHOLE, inputs=inputs, outputs=outputs),
-        split=SplitInfo(
-            cut=cut,
-            wire=cut,
-            head=SegmentInfo(artifact=HEAD, inputs=inputs, outputs=cut),
-            tail=SegmentInfo(artifact=TAIL, inputs=cut, outputs=outputs),
-            verification=verification,
-        ),
+        split=_split_info(chain, inputs, outputs, verification),
     )
-    return manifest, {WHOLE: whole, HEAD: head, TAIL: tail}
+    return manifest, {WHOLE: whole, **segments}
+
+
+def _split_info(
+    chain: Chain, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], verification: Verification
+) -> SplitInfo:
+    cuts = [tuple(TensorInfo.of(spec) for spec in cut.specs) for cut in chain.cuts]
+    head, *middle, tail = (
+        SegmentInfo(artifact=name, inputs=before, outputs=after)
+        for name, before, after in zip(
+            segment_names(len(chain.segments)), (inputs, *cuts), (*cuts, outputs), strict=True
+        )
+    )
+    return SplitInfo(
+        cut=cuts[0],
+        wire=cuts[0],
+        head=head,
+        middle=tuple(
+            MiddleInfo(segment=segment, cut=cut, wire=cut) for segment, cut in zip(middle, cuts[1:], strict=True)
+        ),
+        tail=tail,
+        verification=verification,
+    )
 
 
 def _require_labels(graph: Graph, labels: Sequence[str]) -> None:
@@ -82,23 +105,20 @@ def _require_labels(graph: Graph, labels: Sequence[str]) -> None:
 def quantise_split(
     manifest: Manifest, artifacts: Mapping[str, bytes], feeds: Sequence[Mapping[str, Array]]
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """A split whose cut crosses as 8 bits, one scale per channel; ranges come from ``feeds``, typical inputs.
+    """A split whose cuts cross as 8 bits, one scale per channel; ranges come from ``feeds``, typical inputs.
 
-    The manifest's verification then says how far head + tail are from the whole on these inputs; nothing is refused.
+    The manifest's verification then says how far the segments are from the whole on these inputs; nothing is refused.
     MeshError MODEL_INCOMPLETE without a split, and what calibrating and quantising raise.
     """
     if manifest.split is None:
         raise MeshError(Reason.MODEL_INCOMPLETE, "there is no split to quantise")
-    head, tail = load_model(artifacts[HEAD]), load_model(artifacts[TAIL])
-    head, tail, quantisation = quantise_cut(head, tail, calibrate(artifacts[HEAD], feeds))
-    made = {
-        **artifacts,
-        HEAD: head.SerializeToString(deterministic=True),
-        TAIL: tail.SerializeToString(deterministic=True),
-    }
-    verification = verify_split(artifacts[WHOLE], made[HEAD], made[TAIL], feeds, None)
-    split = manifest.split.rounded(quantisation).model_copy(update={"verification": verification})
-    return manifest.model_copy(update={"split": split}), made
+    names = [segment.artifact for segment in manifest.split.segments()]
+    segments = [artifacts[name] for name in names]
+    models, rules = quantise_chain(segments, calibrate_chain(segments, feeds))
+    made = {name: model.SerializeToString(deterministic=True) for name, model in zip(names, models, strict=True)}
+    verification = verify_chain(artifacts[WHOLE], list(made.values()), feeds, None)
+    split = manifest.split.rounded(rules).model_copy(update={"verification": verification})
+    return manifest.model_copy(update={"split": split}), {**artifacts, **made}
 
 
 def tensor_infos(graph: Graph, names: Sequence[str]) -> tuple[TensorInfo, ...]:

@@ -8,13 +8,11 @@ executed. Knows nothing of labels: calibration needs none.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -29,7 +27,6 @@ MAX_CALIBRATION_BYTES = 1 << 30
 """A larger file is refused unread: about 7,000 colour pictures of 224 x 224."""
 
 MAX_SAMPLES = 100_000
-JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,20 +75,6 @@ class Calibration:
         """The batch size written in the model; None where it varies."""
         sizes = {spec.shape[0] for spec in self.inputs if spec.shape and spec.shape[0] != -1}
         return max(sizes) if sizes else None
-
-    def mean_jpeg_bytes(self, *, limit: int = 64) -> int | None:
-        """Mean size of the first ``limit`` pictures as JPEG of quality 90; None for a model that takes tensors."""
-        pixels = self.pictures
-        if pixels is None:
-            return None
-        sizes = []
-        for picture in pixels[:limit]:
-            buffer = io.BytesIO()
-            Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(
-                buffer, format="JPEG", quality=JPEG_QUALITY
-            )
-            sizes.append(buffer.tell())
-        return round(sum(sizes) / len(sizes))
 
 
 def pack_calibration(samples: NDArray[np.uint8] | Mapping[str, Array]) -> bytes:

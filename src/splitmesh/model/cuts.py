@@ -4,13 +4,16 @@ A cut is a set of tensors between a head and a tail. Candidates are the frontier
 order. Every tensor that lies on all paths from input to output (an articulation tensor) is among them: each node that
 matters comes either before or after it, so the prefix that ends with it has no other live tensor, in whatever order the
 file lists branches. Does not judge cuts: bytes and position are facts, times and leakage are measured elsewhere.
+
+An input of the model may be part of a cut when the tail reads it (a late second input, one branch of a siamese net); it
+then crosses as it is. An output computed in the head crosses too, and the tail hands it on.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, KeysView, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Sequence
 from dataclasses import dataclass
 
 from splitmesh.errors import MeshError, Reason
@@ -38,28 +41,41 @@ class Cut:
 def list_cuts(graph: Graph, max_tensors: int = 4) -> list[Cut]:
     """Every candidate of at most ``max_tensors`` tensors, from the input to the output, without duplicates.
 
-    Left out: the inputs themselves, cuts with nothing left for the tail, and cuts through a tensor whose type or size
-    for one sample is not known or whose first dimension is not the batch.
+    Left out: cuts that hold every input the outputs depend on (to send these alone is less), cuts with nothing left for
+    the tail, and cuts through a tensor whose type or size for one sample is not known or whose first dimension is not the
+    batch.
     """
     needed = sorted(ancestors(graph, graph.outputs))
-    work, inputs = _weights(graph), set(graph.inputs)
+    work, inputs = _weights(graph), _read_inputs(graph, needed)
     total, done = sum(work[node] for node in needed) or 1, 0
     cuts: dict[frozenset[str], Cut] = {}
     for count, (node, names) in enumerate(_frontiers(graph, needed), start=1):
         done += work[node]
-        if not 0 < len(names) <= max_tensors or count == len(needed) or names & inputs:
+        if not 0 < len(names) <= max_tensors or count == len(needed) or names >= inputs:
             continue
         if frozenset(names) not in cuts and not any(_problem(graph, name) for name in names):
             cuts[frozenset(names)] = _cut(graph, tuple(names), done / total, count)
     return list(cuts.values())
 
 
+def frontiers(graph: Graph) -> list[tuple[str, ...]]:
+    """What is live after each prefix of the topological order, without duplicates: the candidates of :func:`list_cuts`,
+    of any number of tensors, and those it leaves out because a tensor cannot cross."""
+    needed = sorted(ancestors(graph, graph.outputs))
+    inputs = _read_inputs(graph, needed)
+    found: dict[frozenset[str], tuple[str, ...]] = {}
+    for count, (_, names) in enumerate(_frontiers(graph, needed), start=1):
+        if names and count < len(needed) and not names >= inputs:
+            found.setdefault(frozenset(names), tuple(names))
+    return list(found.values())
+
+
 def resolve_cut(graph: Graph, names: Sequence[str]) -> Cut:
     """The cut at ``names``, in the order given.
 
-    Raises MeshError CUT_INVALID when a name is unknown (with near matches), is no tensor that can cross, or when the
-    set does not separate the graph or holds a tensor the tail does not need; MODEL_SHAPE_UNKNOWN when a size is not
-    known.
+    Raises MeshError CUT_INVALID when a name is unknown (with near matches), is no tensor that can cross, lies inside
+    control flow, or when the set does not separate the graph, holds a tensor the tail does not need, or nothing but
+    inputs; MODEL_SHAPE_UNKNOWN when a size is not known or a tensor is not one row per sample.
     """
     if not names:
         raise _invalid("no tensor named")
@@ -77,6 +93,8 @@ def resolve_cut(graph: Graph, names: Sequence[str]) -> Cut:
         )
     if sides.unused:
         raise _invalid(f"the tail does not need {_quoted(sides.unused)}", redundant=",".join(sides.unused))
+    if not sides.head:
+        raise _invalid(f"{_quoted(names)}: inputs alone are no cut, everything would run in the tail")
     if not sides.tail:
         raise _invalid(f"nothing is left for the tail after {_quoted(names)}")
     for name in names:
@@ -85,6 +103,11 @@ def resolve_cut(graph: Graph, names: Sequence[str]) -> Cut:
     work = _weights(graph)
     total = sum(work[node] for node in sides.head | sides.tail) or 1
     return _cut(graph, tuple(names), sum(work[node] for node in sides.head) / total, len(sides.head))
+
+
+def can_cross(graph: Graph, name: str) -> bool:
+    """Whether the tensor can be part of a cut: its size is known and it holds one row per sample."""
+    return not _problem(graph, name)
 
 
 def _weights(graph: Graph) -> Sequence[int]:
@@ -101,8 +124,8 @@ def _cut(graph: Graph, names: tuple[str, ...], position: float, index: int) -> C
 def _frontiers(graph: Graph, needed: Sequence[int]) -> Iterator[tuple[int, KeysView[str]]]:
     """Each node of ``needed`` with the tensors that are live after it (a view, valid until the next step).
 
-    A frontier without graph inputs is always a cut: a prefix holds all ancestors of its nodes, and each of its nodes is
-    needed by an output, so every path from it leaves through a live tensor.
+    A frontier is always a cut: a prefix holds all ancestors of its nodes, and each of its nodes is needed by an output,
+    so every path from it leaves through a live tensor.
     """
     readers = Counter(name for node in needed for name in graph.value_inputs(node))
     readers.update(set(graph.outputs) - graph.replicated)
@@ -118,9 +141,11 @@ def _frontiers(graph: Graph, needed: Sequence[int]) -> Iterator[tuple[int, KeysV
 
 def _require_cuttable(graph: Graph, name: str) -> None:
     if name in graph.inputs:
-        raise _invalid(f"{name!r} is an input of the model: everything would run in the tail")
+        return
     if name in graph.replicated:
         raise _invalid(f"{name!r} does not depend on the input's values; it is copied to both sides and never cut")
+    if name in graph.inner and name not in graph.producers:
+        raise _invalid(f"{name!r} is computed inside control flow, which runs on one side as a whole")
     if name not in graph.producers:
         near = difflib.get_close_matches(name, graph.producers, n=3, cutoff=0.5)
         hint = f"; did you mean {_quoted(near)}?" if near else ""
@@ -131,7 +156,7 @@ def _problem(graph: Graph, name: str) -> str:
     """Why a tensor cannot cross, "" when it can."""
     shape, sample = graph.shape(name), graph.sample_spec(name)
     if shape is None or sample is None or sample.dtype not in DTYPES:
-        return "has a type or size that cannot be inferred; fix the input's height and width"
+        return f"has a type or size that cannot be inferred; {_remedy(graph)}"
     if len(shape) > MAX_RANK or sample.size_bytes == 0:
         return f"has shape {list(sample.shape)}, which cannot be sent"
     if graph.batch_symbol is not None:
@@ -139,6 +164,25 @@ def _problem(graph: Graph, name: str) -> str:
         if leading is None or not leading.is_batch or any(dim is None or dim.per_sample for dim in rest):
             return "does not have the batch as its first and only varying dimension"
     return ""
+
+
+def _remedy(graph: Graph) -> str:
+    """Which input to fix, as far as inputs are to blame."""
+    open_dims = [
+        f"dimension {axis} of input {name!r}"
+        for name in graph.inputs
+        for axis, dim in enumerate(graph.shape(name) or ())
+        if dim is None
+    ]
+    if open_dims:
+        return f"export the model with a fixed {' and '.join(open_dims)}"
+    return "it depends on values, on control flow or on an operator without inference rules; cut elsewhere"
+
+
+def _read_inputs(graph: Graph, needed: Iterable[int]) -> frozenset[str]:
+    """Inputs that an output depends on."""
+    read = {name for node in needed for name in graph.value_inputs(node)}.union(graph.outputs)
+    return frozenset(name for name in graph.inputs if name in read)
 
 
 def _quoted(names: Sequence[str]) -> str:

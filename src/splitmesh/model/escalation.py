@@ -57,6 +57,7 @@ def with_escalation(
     max_disagreement: float,
     delta: float,
     budget_s: float,
+    threads: int = 1,
     holdout: float = 0.3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
@@ -71,6 +72,7 @@ def with_escalation(
         max_disagreement: tolerated share of samples on which an exit answers and differs from the whole model.
         delta: probability that the bound is wrong.
         budget_s: no further trial begins after this many seconds.
+        threads: of the session that makes the features.
         holdout: share of the samples that thresholds are chosen on.
         clock: seconds.
 
@@ -82,7 +84,7 @@ def with_escalation(
     shallow = [entry for entry in profile.cuts if entry.head_ms <= MAX_HEAD_SHARE * profile.whole_ms]
     trials = [by_name[entry.tensors] for entry in worth_an_exit(shallow) if entry.tensors in by_name]
     sources = _sources(trials, samples)
-    features, answers = _features(graph, trials, sources, batches, class_output, profile.threads)
+    features, answers = _features(graph, trials, sources, batches, class_output, threads)
     shares: dict[Tensors, float] = {}
     # From the deepest cut on: late exits fit fastest, and a budget that runs out spends nothing on the shallowest.
     for cut, pooled in reversed(features.items()):

@@ -1,6 +1,7 @@
 """A model as a graph: who makes and who reads each tensor, which tensors depend on the picture, what each node costs.
 
-Built from a model that :mod:`splitmesh.model.load` accepted (no sub-graphs, no functions). Does not know of cuts.
+Built from a model that :mod:`splitmesh.model.load` accepted (no functions). Control flow (``If``, ``Loop``, ``Scan``) is
+one node: what its bodies take from outside counts as its inputs. Does not know of cuts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.model.macs import node_macs
 from splitmesh.model.operators import canonical_domain
 from splitmesh.model.shapes import Shape, batch_shapes, batch_symbol, runtime_inputs
+from splitmesh.model.walk import inner_names, reads
 from splitmesh.tensor.spec import TensorSpec
 
 DTYPE_OF: dict[int, str] = {
@@ -55,9 +57,13 @@ class Graph:
         self._shapes: Mapping[str, Shape] = inferred.shapes
         self.producers: dict[str, int] = {out: i for i, node in enumerate(self.nodes) for out in node.output if out}
         """Number of the node that makes a tensor."""
-        self.consumers: dict[str, tuple[int, ...]] = _consumers(self.nodes)
+        self.reads: tuple[tuple[str, ...], ...] = tuple(tuple(reads(node)) for node in self.nodes)
+        """What each node needs: its inputs, and what bodies of control flow take from outside; without duplicates."""
+        self.consumers: dict[str, tuple[int, ...]] = _consumers(self.reads)
         """Numbers of the nodes that read a tensor, ascending; absent when none does."""
         self.constants, self.shape_only = self._classify()
+        self.inner: frozenset[str] = frozenset(inner_names(self.nodes))
+        """Tensors inside the bodies of control flow."""
         self.replicated: frozenset[str] = self.constants | self.shape_only
         """Tensors that are recomputed wherever they are needed."""
         self.macs: tuple[int, ...] = tuple(node_macs(node, self._sample_shape) for node in self.nodes)
@@ -95,8 +101,8 @@ class Graph:
         return TensorSpec(name, dtype, shape) if dtype is not None and shape is not None else None
 
     def value_inputs(self, node: int) -> Iterator[str]:
-        """The inputs of a node that are not replicated, without duplicates."""
-        return (name for name in dict.fromkeys(self.nodes[node].input) if name and name not in self.replicated)
+        """What a node reads that is not replicated, without duplicates."""
+        return (name for name in self.reads[node] if name not in self.replicated)
 
     def _sample_shape(self, name: str) -> tuple[int, ...] | None:
         shape = self._shapes.get(name)
@@ -107,8 +113,8 @@ class Graph:
 
     def _classify(self) -> tuple[frozenset[str], frozenset[str]]:
         constants, shape_only = set(self.initialisers), set[str]()
-        for node in self.nodes:
-            inputs = {name for name in node.input if name}
+        for node, needed in zip(self.nodes, self.reads, strict=True):
+            inputs = set(needed)
             outputs = [name for name in node.output if name]
             if inputs <= constants:
                 constants.update(outputs)
@@ -128,12 +134,11 @@ class Graph:
         return len(known) == len(shape) and linear
 
 
-def _consumers(nodes: Sequence[onnx.NodeProto]) -> dict[str, tuple[int, ...]]:
+def _consumers(needed: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
     found: dict[str, list[int]] = {}
-    for index, node in enumerate(nodes):
-        for name in dict.fromkeys(node.input):
-            if name:
-                found.setdefault(name, []).append(index)
+    for index, names in enumerate(needed):
+        for name in names:
+            found.setdefault(name, []).append(index)
     return {name: tuple(indices) for name, indices in found.items()}
 
 
@@ -142,7 +147,7 @@ def _ordered(nodes: Sequence[onnx.NodeProto]) -> tuple[onnx.NodeProto, ...]:
     producers = {out: i for i, node in enumerate(nodes) for out in node.output if out}
     waiting, readers = [0] * len(nodes), [list[int]() for _ in nodes]
     for index, node in enumerate(nodes):
-        for source in {producers[name] for name in node.input if name in producers}:
+        for source in {producers[name] for name in reads(node) if name in producers}:
             waiting[index] += 1
             readers[source].append(index)
     ready = [index for index, count in enumerate(waiting) if count == 0]

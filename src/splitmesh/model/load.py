@@ -4,15 +4,17 @@ Covered: file size before parsing, damaged protobuf, external data in every plac
 counts including sub-graphs and functions, an operator allow-list, ONNX's checker, contradicting shapes, and tensors
 larger than a cap wherever their shape follows from the model (a 92-byte model that asks for 12 GB is refused).
 
-Not covered: how long a model computes, how much memory many middle-sized tensors take together, and the sizes that
-follow from the caller's batch. Profile models from outside in a child process with limits on memory and CPU time.
+Inside the bodies of ``If``, ``Loop`` and ``Scan`` the same holds; values that a loop carries must keep their shape.
+
+Not covered: how long a model computes (a ``Loop`` may have no end), how much memory many middle-sized tensors take
+together, and the sizes that follow from the caller's batch. Profile models from outside in a child process with limits on
+memory and CPU time.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
@@ -20,12 +22,16 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.control import MAX_DEPTH, body_models, carried, depth, has_sizes
 from splitmesh.model.functions import inlined
 from splitmesh.model.operators import SIZE_FROM_VALUES, canonical_domain, is_allowed
-from splitmesh.model.shapes import infer, itemsize, runtime_inputs, shapes_at
+from splitmesh.model.shapes import fixed_copy, infer, itemsize, runtime_inputs, settle, shapes_at
 from splitmesh.model.walk import dense_tensors, every_node, has_invalid_text, sparse_tensors
 
-MIN_OPSET = 11
+MIN_OPSET = 7
+"""The oldest that onnxruntime promises to run as specified."""
+SCAN_OPSET = 9
+"""Before it ``Scan`` had another form, over a batch."""
 MAX_OPSET = onnx.defs.onnx_opset_version()
 
 _PACKED = frozenset(
@@ -83,6 +89,7 @@ def load_model(data: bytes, limits: ModelLimits = DEFAULT_LIMITS) -> onnx.ModelP
     _require_operators(model)
     _require_tensors(model)
     model = inlined(model, limits.max_nodes)
+    _require_control_flow(model)
     _complete_outputs(model)
     _check(model)
     _infer_into(model)
@@ -178,6 +185,18 @@ def _require_operators(model: onnx.ModelProto) -> None:
         )
 
 
+def _require_control_flow(model: onnx.ModelProto) -> None:
+    if depth(model.graph.node) > MAX_DEPTH:
+        raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"control flow is nested more than {MAX_DEPTH} deep")
+    opset = max(entry.version for entry in model.opset_import if canonical_domain(entry.domain) == "")
+    if opset < SCAN_OPSET and any(node.op_type == "Scan" for node in every_node(model)):
+        raise MeshError(
+            Reason.MODEL_OPERATOR_UNSUPPORTED,
+            f"operators not supported: Scan of opset {opset}; supported from {SCAN_OPSET}",
+            metadata={"operators": "Scan", "opset": str(opset)},
+        )
+
+
 def _check(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model)
@@ -222,7 +241,11 @@ def _infer_into(model: onnx.ModelProto) -> None:
 
 
 def _require_sizes(model: onnx.ModelProto, limits: ModelLimits) -> None:
-    types = shapes_at(model, batch=1, other=limits.assumed_dim)
+    copy = fixed_copy(model, batch=1, other=limits.assumed_dim)
+    _require_graph_sizes(copy, settle(copy), limits)
+
+
+def _require_graph_sizes(model: onnx.ModelProto, types: dict[str, onnx.TypeProto.Tensor], limits: ModelLimits) -> None:
     for name, tensor in types.items():
         dims = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
         if math.prod(dims) > limits.max_tensor_elements:
@@ -231,20 +254,36 @@ def _require_sizes(model: onnx.ModelProto, limits: ModelLimits) -> None:
                 f"at most {limits.max_tensor_elements}"
             )
     for node in model.graph.node:
-        if node.op_type in SIZE_FROM_VALUES and not all(_is_known(types, name) for name in node.output if name):
+        if node.op_type in SIZE_FROM_VALUES and not all(has_sizes(types.get(name)) for name in node.output if name):
             raise MeshError(
                 Reason.MODEL_SHAPE_UNKNOWN,
                 f"{node.op_type} makes {node.output[0]!r} with a size that cannot be known before it runs",
                 metadata={"tensor": node.output[0], "operator": node.op_type},
             )
+    for node, body in body_models(model, types):
+        inner = settle(body)
+        _require_constant_shapes(node, body, types, inner)
+        _require_graph_sizes(body, inner, limits)
 
 
-def _is_known(types: dict[str, onnx.TypeProto.Tensor], name: str) -> bool:
-    tensor = types.get(name)
-    if tensor is None or not tensor.HasField("shape"):
-        return False
-    dims: Iterable[onnx.TensorShapeProto.Dimension] = tensor.shape.dim
-    return all(dim.HasField("dim_value") for dim in dims)
+def _require_constant_shapes(
+    node: onnx.NodeProto,
+    body: onnx.ModelProto,
+    types: dict[str, onnx.TypeProto.Tensor],
+    inner: dict[str, onnx.TypeProto.Tensor],
+) -> None:
+    """A value that doubles at each turn of a loop fills any memory."""
+    for initial, inside, _ in carried(node):
+        if inside >= len(body.graph.output):
+            raise MeshError(Reason.MODEL_CORRUPT, f"the body of a {node.op_type} returns too few values")
+        result = body.graph.output[inside].name
+        known = has_sizes(types.get(initial)) and has_sizes(inner.get(result))
+        if not known or types[initial].shape != inner[result].shape:
+            raise MeshError(
+                Reason.MODEL_SHAPE_UNKNOWN,
+                f"{node.op_type} carries {initial!r}, whose size it changes or whose size cannot be known",
+                metadata={"tensor": initial, "operator": node.op_type},
+            )
 
 
 def _too_large(message: str) -> MeshError:

@@ -1,9 +1,9 @@
 """Which ONNX operators a model may use.
 
-An allow-list: operators are functions of their inputs, deterministic, and finish in a time bounded by the sizes of
-their tensors. So no control flow (``Loop``, ``Scan`` and ``If`` can run for ever or hide a graph), no random numbers
-(head and tail could not be compared with the whole), no strings, sequences, optionals or image decoders, no custom
-domains.
+An allow-list: operators are functions of their inputs and deterministic. All but ``Loop`` finish in a time bounded by
+the sizes of their tensors; a ``Loop`` may run for ever, so a model that has one runs under the runtime's watchdog. No
+random numbers (head and tail could not be compared with the whole), no strings, sequences, optionals or image decoders,
+no custom domains. What the bodies of control flow hold must be on the list too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ _ONNX = """
     ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu
     Reshape Resize ReverseSequence RoiAlign RotaryEmbedding Round ScatterElements ScatterND Selu Shape Shrink
     Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish
-    Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
+    Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
 """
+
+CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
+"""Operators with bodies; each runs on one side of a cut as a whole."""
 
 _ML = "Binarizer Imputer LinearRegressor Normalizer Scaler"
 
@@ -34,15 +37,22 @@ _MICROSOFT = """
 """
 """What onnxruntime's quantiser and its transformer tools write for vision models."""
 
+MICROSOFT = "com.microsoft"
+"""The runtime's own domain; ONNX has no shape rules for it."""
+
 ALLOWED = {
     domain: frozenset(names.split())
-    for domain, names in (("", _ONNX), ("ai.onnx.ml", _ML), ("com.microsoft", _MICROSOFT))
+    for domain, names in (
+        ("", f"{_ONNX} {' '.join(CONTROL_FLOW)}"),
+        ("ai.onnx.ml", _ML),
+        (MICROSOFT, _MICROSOFT),
+    )
 }
 """Operator names by domain."""
 
-SIZE_FROM_VALUES = frozenset(
-    ("CenterCropPad", "Col2Im", "ConstantOfShape", "Expand", "MaxUnpool", "OneHot", "Pad", "Range", "Resize", "Tile")
-)
+_SIZED = "CenterCropPad Col2Im ConstantOfShape Expand MaxUnpool OneHot Pad Range Resize Tile Upsample"
+
+SIZE_FROM_VALUES = frozenset(_SIZED.split())
 """Operators that make a tensor as large as a value says; their output size must be known before they may run."""
 
 

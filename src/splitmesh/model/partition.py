@@ -24,7 +24,7 @@ class Partition:
     tail: frozenset[int]
     """Nodes the outputs still need when the tensors are given."""
     missing: tuple[str, ...]
-    """Inputs and tensors of the head the tail would need too."""
+    """Inputs and tensors of the head that are not in the set and that the tail would need too."""
     unused: tuple[str, ...]
     """Tensors of the set the tail does not read."""
 

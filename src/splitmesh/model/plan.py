@@ -1,23 +1,46 @@
 """Compares every way to run a profiled model over a link and says which is best and why. Pure arithmetic, no I/O.
 
-The candidates are edge only, cloud only, and every profiled cut with every codec, with and without an exit; all are
-priced and ranked, so the result is exact *over these candidates and the profile's times*: a scan, not a search that
-may miss one. It is no optimum over all cuts of the graph, and interpolated times, queues, a link that varies, the
-(small) exit itself and accuracy are outside the arithmetic. "Do not split" is a valid answer.
+The candidates are edge only, cloud only with every image codec, and every profiled cut with every codec, with and
+without an exit; all are priced from fused times and ranked, so the result is exact over them: a scan, not a search that
+may miss one. Where the profile holds the graph, a minimum cut over all its operators adds the cut that the scan would
+miss and certifies how far from the best the winner can be. Interpolated times, queues, a link that varies and the
+(small) exit itself are outside the arithmetic. "Do not split" is a valid answer.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from splitmesh.errors import MeshError, Reason
-from splitmesh.model.plan_options import Constraints, Costing, Kind, Link, Option, Stages, Workload
+from pydantic import TypeAdapter, ValidationError
+
+from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.model.placement.problem import Objective
+from splitmesh.model.plan_certificate import CLEARLY, GraphSearch, value_ms
+from splitmesh.model.plan_costing import Costing
+from splitmesh.model.plan_options import Certificate, Constraints, Kind, Link, Option, Stages, Workload
 from splitmesh.model.profile_data import Profile
 
-__all__ = ["Constraints", "Kind", "Link", "Option", "Plan", "Stages", "Workload", "best_split", "make_plan"]
+__all__ = [
+    "Certificate",
+    "Constraints",
+    "Kind",
+    "Link",
+    "Objective",
+    "Option",
+    "Plan",
+    "Stages",
+    "Workload",
+    "best_split",
+    "explain",
+    "make_plan",
+    "rank",
+    "require_known_tensors",
+]
 
 _STAGE_WORDS = {
     "edge_ms": "edge",
@@ -28,19 +51,24 @@ _STAGE_WORDS = {
 }
 
 
+_KINDS = list(Kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Every option, the best first, and what they were priced for."""
 
     options: tuple[Option, ...]
-    """Feasible before refused; by mean latency, then by bytes on the uplink. The first is feasible."""
+    """Feasible before refused; by the objective, then by latency, then by bytes on the uplink. The first is feasible."""
     why: str
     """One sentence: why the first option wins, with the numbers and the runner-up."""
-    link: Link
+    objective: Objective
+    certificate: Certificate | None
+    """How good the first option can be at most; None when the profiles hold no common graph."""
+    links: tuple[Link, ...]
+    """From each tier to the next."""
     workload: Workload
     constraints: Constraints
-    edge_slowdown: float
-    cloud_speedup: float
 
     @property
     def best(self) -> Option:
@@ -56,6 +84,19 @@ class Plan:
                 entry["throughput_fps"] = None
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan; MeshError FIELD_INVALID says what is wrong with it."""
+        try:
+            content: dict[str, Any] = json.loads(text)
+            for entry in content["options"]:
+                if entry["throughput_fps"] is None:
+                    entry["throughput_fps"] = math.inf
+            return TypeAdapter(cls).validate_python(content)
+        except (ValueError, TypeError, KeyError) as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise MeshError(Reason.FIELD_INVALID, f"the plan is not valid: {problem}") from error
+
 
 def make_plan(
     profile: Profile,
@@ -63,26 +104,68 @@ def make_plan(
     workload: Workload,
     constraints: Constraints,
     *,
+    cloud: Profile | None = None,
     edge_slowdown: float = 1.0,
     cloud_speedup: float = 1.0,
+    objective: Objective = Objective.LATENCY,
 ) -> Plan:
-    """Rank every option.
+    """Rank every option over two tiers.
 
     Args:
-        profile: times of one host and sizes on the wire.
+        profile: times of the edge's host and sizes on the wire.
         link: from edge to cloud.
         workload: pictures, and the expected share of hard samples when there is an exit.
         constraints: what forbids an option.
-        edge_slowdown: how many times slower the edge is than the profile's host.
-        cloud_speedup: how many times faster the cloud is, its queueing included.
+        cloud: times of the cloud's host; None: those of ``profile``.
+        edge_slowdown: how many times slower the edge is than the host of ``profile``.
+        cloud_speedup: how many times faster the cloud is than the host of its profile, its queueing included.
+        objective: what to rank by.
 
-    Raises MeshError PLAN_INFEASIBLE, with the reasons, when every option is refused; FIELD_INVALID for bad values.
+    Raises MeshError PLAN_INFEASIBLE, with the reasons, when every option is refused; FIELD_INVALID for bad values and
+    for a tensor to keep on the edge that no cut of the profile sends.
     """
-    costing = Costing(profile, link, workload, constraints, edge_slowdown, cloud_speedup)
-    options = sorted(costing.options(), key=lambda o: (not o.feasible, o.latency_ms, o.uplink_bytes))
-    if not options[0].feasible:
-        raise _infeasible(options)
-    return Plan(tuple(options), _why(options), link, workload, constraints, edge_slowdown, cloud_speedup)
+    require_known_tensors(profile, constraints)
+    costing = Costing(profile, cloud or profile, link, workload, constraints, edge_slowdown, cloud_speedup)
+    options, search = list(costing.options()), GraphSearch.of(costing, objective)
+    if search is not None:
+        best_ms = min((value_ms(option, objective) for option in options if option.feasible), default=math.inf)
+        further = list(search.missing_options())
+        if any(option.feasible and value_ms(option, objective) < best_ms * (1 - CLEARLY) for option in further):
+            options += further
+    options = rank(options, objective)
+    certificate = search.certificate(options[0]) if search is not None else None
+    why = explain(options, objective, certificate)
+    return Plan(tuple(options), why, objective, certificate, (link,), workload, constraints)
+
+
+def rank(options: Sequence[Option], objective: Objective) -> list[Option]:
+    """Feasible ones first, best first; of equal ones that which sends less, then that which moves less.
+
+    MeshError PLAN_INFEASIBLE, with the reasons, when every option is refused.
+    """
+    ranked = sorted(
+        options,
+        key=lambda option: (
+            not option.feasible,
+            value_ms(option, objective),
+            option.latency_ms,
+            option.uplink_bytes,
+            _KINDS.index(option.kind),
+            option.name,
+        ),
+    )
+    if not ranked[0].feasible:
+        raise _infeasible(ranked)
+    return ranked
+
+
+def require_known_tensors(profile: Profile, constraints: Constraints) -> None:
+    """MeshError FIELD_INVALID for a tensor that is to stay but that no cut would send: a wrong name must not pass."""
+    known = {name for cut in profile.cuts for name in cut.tensors} | {node.name for node in profile.nodes}
+    if unknown := [name for name in constraints.kept_on_edge if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise field_error("kept_on_edge", f"{unknown[0]!r} is in no cut of this model{hint}")
 
 
 def best_split(plan: Plan) -> Option:
@@ -107,29 +190,41 @@ def _infeasible(options: Sequence[Option]) -> MeshError:
     return MeshError(Reason.PLAN_INFEASIBLE, f"all {len(options)} options are refused: {reasons}")
 
 
-def _why(options: Sequence[Option]) -> str:
+def explain(options: Sequence[Option], objective: Objective, certificate: Certificate | None) -> str:
+    """Why the first of ranked options wins, in one sentence."""
     best, *others = options
-    text = f"{best.name} takes {_price(best)}"
+    text = f"{best.name} {_price(best, objective)}"
     second = next((option for option in others if option.feasible), None)
     if second is None:
         text += "; no other option is feasible"
     else:
-        text += f"; the runner-up, {second.name}, takes {_price(second)}{_difference(best, second)}"
+        text += f"; the runner-up, {second.name}, {_price(second, objective)}{_difference(best, second)}"
         other_kind = next((option for option in others if option.feasible and option.kind != best.kind), None)
         if other_kind is not None and other_kind is not second:
             text += f"; the best of another kind, {other_kind.name}, takes {other_kind.latency_ms:.2f} ms"
-    faster = next((o for o in others if not o.feasible and o.latency_ms < best.latency_ms), None)
+    limit = value_ms(best, objective)
+    faster = min(
+        (o for o in others if not o.feasible and value_ms(o, objective) < limit),
+        key=lambda option: value_ms(option, objective),
+        default=None,
+    )
     if faster is not None:
         text += f"; {faster.name} would take {faster.latency_ms:.2f} ms but is refused: {faster.refused_because}"
+    if certificate is not None:
+        most = (
+            f" by more than {math.ceil(certificate.gap_ms * 100) / 100:.2f} ms" if certificate.gap_ms >= 0.005 else ""
+        )
+        text += f"; no cut of the graph can beat it{most}, by these times ({certificate.method})"
     return text + "."
 
 
-def _price(option: Option) -> str:
+def _price(option: Option, objective: Objective) -> str:
     parts = [(_STAGE_WORDS[stage.name], getattr(option.stages, stage.name)) for stage in fields(Stages)]
     stages = ", ".join(f"{word} {value:.2f}" for word, value in parts if value > 0)
     sent = f"{option.uplink_bytes:.0f} bytes sent" if option.codec else "nothing sent"
     guess = "" if option.measured else ", interpolated"
-    return f"{option.latency_ms:.2f} ms per sample ({stages}; {sent}{guess})"
+    rate = f"carries {option.throughput_fps:.1f} frames/s and " if objective is Objective.THROUGHPUT else ""
+    return f"{rate}takes {option.latency_ms:.2f} ms per sample ({stages}; {sent}{guess})"
 
 
 def _difference(best: Option, second: Option) -> str:

@@ -1,59 +1,190 @@
-"""Measures a model for planning: how long fused heads and tails take and what each cut costs on the wire.
+"""Makes profiles: which cuts to time and in what order, the pieces to time, and what the times say of all other cuts.
 
 Times real sessions of head(k) and tail(k), not operators one by one: summed operators exceed the fused runtime by 1.4
-to 2.3 times. A handful of cuts is timed, the others are interpolated along the share of work before the cut. Knows the
-host it runs on and nothing about links, edges or clouds.
+to 2.3 times. A handful of cuts is timed, the others are interpolated (see :mod:`splitmesh.model.shares`). The steps are
+pure, so that whoever times on another node can do it cut by cut and stop at any time; :func:`profile_cuts` does it all
+on this host. Knows nothing about links, edges or clouds.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import pairwise
+from typing import NamedTuple
 
 from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.model.cuts import Cut, list_cuts
+from splitmesh.model.cuts import Cut, resolve_cut
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
-from splitmesh.model.profile_data import CutProfile, Profile
+from splitmesh.model.profile_data import (
+    QUANTISED_CODEC,
+    CutProfile,
+    NodeProfile,
+    PictureProfile,
+    Profile,
+    ProfileKey,
+)
+from splitmesh.model.shares import share_out, time_of
 from splitmesh.model.split import split_model
-from splitmesh.model.verify import random_inputs
-from splitmesh.model.wire_cost import Feed, WireCost, wire_costs
-from splitmesh.runtime import Session, open_session
-from splitmesh.tensor.spec import Array
+from splitmesh.model.survey import Clock, Survey, SurveyedCut, Tensors, survey
+from splitmesh.model.wire_cost import Feed
+from splitmesh.runtime.timing import Timing, host_text, time_piece
 
-Clock = Callable[[], float]
+MAX_POINTS = 12
+"""Cuts that are timed for a complete profile."""
+REPEATS = 20
+WARMUP = 3
+NEAR = 0.15
+"""Cuts so close to the middle of a gap, as a share of its work, are equally good there."""
+LOCAL_NODE = "local"
+"""Name of the node in profiles that no service measured."""
+CANNOT_BE_CUT = frozenset({Reason.CUT_INVALID, Reason.MODEL_SHAPE_UNKNOWN})
+"""Why a candidate is left out of a profile rather than ending it."""
 
-MIN_REPEATS = 3
-"""Timed runs that happen even when the budget is spent."""
 
-MAX_SAMPLES = 8
-"""Inputs that are looked at; more change neither a median time nor a mean size much."""
-
-_CODEC_SHARE, _CODEC_BYTES_PER_S = 0.25, 50e6
-"""The part of the budget for wire sizes, and how fast rounding and packing both ways go at worst (2 slow cores)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds of one session."""
+class Times(NamedTuple):
+    """Milliseconds per sample."""
 
     median_ms: float
     p90_ms: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Point:
-    """Measured times at one position."""
+class Point:
+    """What was measured at one cut."""
 
-    position: float
-    head: Timing
-    tail: Timing
+    head: Times
+    tail: Times
+    agreement: float | None = None
+    """Of the model with the cut rounded to 8 bits; None: not measured."""
+
+
+Points = Mapping[Tensors, Point]
+
+
+def per_sample(timing: Timing, batch: int) -> Times:
+    """A run's times divided by its samples."""
+    return Times(timing.median_ms / batch, timing.p90_ms / batch)
+
+
+def known_points(profile: Profile) -> dict[Tensors, Point]:
+    """What an earlier profile measured."""
+    return {
+        cut.tensors: Point(
+            Times(cut.head_ms, cut.head_p90_ms),
+            Times(cut.tail_ms, cut.tail_p90_ms),
+            cut.agreement.get(QUANTISED_CODEC),
+        )
+        for cut in profile.cuts
+        if cut.measured
+    }
+
+
+def next_cut(found: Survey, points: Points, refused: Collection[Tensors], most: int = MAX_POINTS) -> Tensors | None:
+    """The cut to time next; None when ``most`` are timed or there is no other.
+
+    The first and the last, then inside the gap between two timed neighbours whose times differ most: there interpolation
+    can err most. Of cuts near the middle of its work (a convolution and its ReLU) the smallest on the wire, the likelier
+    choice of a plan.
+    """
+    work = [operator.work for operator in found.operators]
+    cuts = sorted((cut for cut in found.cuts if cut.tensors not in refused), key=lambda cut: cut.index)
+    timed = [cut for cut in cuts if cut.tensors in points]
+    if not cuts or len(timed) >= most or len(timed) == len(cuts):
+        return None
+    for end in (cuts[0], cuts[-1]):
+        if end.tensors not in points:
+            return end.tensors
+    at = {cut.tensors: time_of(cut.head, work) for cut in cuts}
+
+    def doubt(low: SurveyedCut, high: SurveyedCut) -> tuple[float, float]:
+        before, after = points[low.tensors], points[high.tensors]
+        head, tail = after.head.median_ms - before.head.median_ms, before.tail.median_ms - after.tail.median_ms
+        return max(0.0, head) + max(0.0, tail), at[high.tensors] - at[low.tensors]
+
+    gaps = [
+        (doubt(low, high), low, high, inner)
+        for low, high in pairwise(timed)
+        if (inner := [cut for cut in cuts if low.index < cut.index < high.index])
+    ]
+    if not gaps:
+        return next(cut.tensors for cut in cuts if cut.tensors not in points)
+    _, low, high, inner = max(gaps, key=lambda gap: gap[0])
+    middle, width = (at[low.tensors] + at[high.tensors]) / 2, at[high.tensors] - at[low.tensors] or 1.0
+
+    def preference(cut: SurveyedCut) -> tuple[float, int]:
+        return max(0.0, abs(at[cut.tensors] - middle) / width - NEAR), min(cut.cost.bytes.values())
+
+    return min(inner, key=preference).tensors
+
+
+def pieces(graph: Graph, tensors: Tensors) -> tuple[bytes, bytes]:
+    """Head and tail of a cut, serialised; MeshError CUT_INVALID or MODEL_SHAPE_UNKNOWN when it cannot be made."""
+    split = split_model(graph, resolve_cut(graph, tensors))
+    return split.head.SerializeToString(), split.tail.SerializeToString()
+
+
+def assemble(
+    found: Survey,
+    key: ProfileKey,
+    whole: Times,
+    points: Points,
+    *,
+    refused: Collection[Tensors] = (),
+    host: str,
+    repeats: int = REPEATS,
+    most: int = MAX_POINTS,
+    known: Profile | None = None,
+) -> Profile:
+    """The profile that these measurements make; ``known`` lends what was found out about its cuts beside times."""
+    work = [operator.work for operator in found.operators]
+    everything = (1 << len(work)) - 1
+    timed = [(cut, points[cut.tensors]) for cut in found.cuts if cut.tensors in points and cut.tensors not in refused]
+    heads = [
+        share_out(work, [(cut.head, point.head[which]) for cut, point in timed], whole[which]) for which in range(2)
+    ]
+    tails = [
+        share_out(work, [(everything & ~cut.head, point.tail[which]) for cut, point in timed], whole[which])
+        for which in range(2)
+    ]
+    told = {} if known is None else {cut.tensors: cut for cut in known.cuts}
+    cuts = []
+    for cut in found.cuts:
+        if cut.tensors in refused:
+            continue
+        point = points.get(cut.tensors) or Point(
+            Times(*(time_of(cut.head, shares) for shares in heads)),
+            Times(*(time_of(everything & ~cut.head, shares) for shares in tails)),
+        )
+        entry = _cut_profile(cut, point, cut.tensors in points)
+        earlier = told.get(cut.tensors)
+        cuts.append(entry if earlier is None else entry.model_copy(update=_learnt(earlier, entry)))
+    return Profile(
+        key=key,
+        whole_ms=whole.median_ms,
+        whole_p90_ms=whole.p90_ms,
+        whole_bytes=found.whole_bytes,
+        cuts=tuple(cuts),
+        nodes=tuple(
+            NodeProfile(
+                name=operator.name,
+                sources=operator.sources,
+                head_ms=heads[0][index],
+                tail_ms=tails[0][index],
+                weight_bytes=operator.weight_bytes,
+                wire_bytes=operator.wire_bytes,
+            )
+            for index, operator in enumerate(found.operators)
+        ),
+        pictures=found.pictures,
+        repeats=repeats,
+        samples=found.samples,
+        calibration=found.calibration,
+        host=host,
+        complete=next_cut(found, points, refused, most) is None,
+    )
 
 
 def profile_cuts(
@@ -61,236 +192,125 @@ def profile_cuts(
     cuts: Sequence[Cut] | None = None,
     *,
     budget_s: float = 30.0,
-    repeats: int = 20,
-    warmup: int = 3,
+    repeats: int = REPEATS,
+    warmup: int = WARMUP,
+    batch: int = 1,
     threads: int = 1,
-    max_points: int = 8,
-    feeds: Sequence[Mapping[str, Array]] | None = None,
+    backend: str = "",
+    max_points: int = MAX_POINTS,
+    feeds: Sequence[Feed] | None = None,
+    pictures: Mapping[str, PictureProfile] | None = None,
+    known: Profile | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> Profile:
-    """Profile a model on this host, one sample at a time.
+    """Profile a model on this host.
 
     Args:
         whole: the serialised model.
         cuts: of that model; None: every candidate. One that is timed but cannot be made is left out.
-        budget_s: about how long it may take. The whole model, the first and the last cut are timed in any case, with at
-            least ``MIN_REPEATS`` runs, and wire sizes of every cut are measured on at least one sample.
+        budget_s: about how long it may take. The whole model, the first and the last cut are timed in any case, and
+            wire sizes of every cut are measured on at least one sample.
         repeats: timed runs of each session; fewer when the budget asks for it.
         warmup: runs before them, not timed.
+        batch: samples per run. A model with a fixed batch is run as it is, one run counting as one sample.
         threads: of the sessions.
-        max_points: cuts that are timed, spread evenly over the work of the model; at least 2.
-        feeds: real inputs, batches are taken apart; None: noise, and the profile says so. A model with a fixed batch
-            is run as it is, one run counting as one sample.
+        backend: execution provider; empty: the CPU.
+        max_points: cuts that are timed; at least 2.
+        feeds: real inputs for the wire sizes, batches are taken apart; None: noise, and the profile says so.
+        pictures: see :class:`splitmesh.model.survey.Survey`.
+        known: an earlier profile of the model by this function, to be continued.
         on_progress: called with steps done, steps in all and what comes next.
         clock: seconds; the source of all times.
 
     Raises MeshError FIELD_INVALID for values out of range, CALIBRATION_INSUFFICIENT when ``feeds`` is empty or a cut
     has no finite value, and what loading, cutting and running raise.
     """
-    _require_at_least("budget_s", budget_s, 0)
-    _require_at_least("repeats", repeats, 1)
-    _require_at_least("warmup", warmup, 0)
-    _require_at_least("threads", threads, 1)
-    _require_at_least("max_points", max_points, 2)
+    for name, value, least in (
+        ("budget_s", budget_s, 0),
+        ("repeats", repeats, 1),
+        ("warmup", warmup, 0),
+        ("threads", threads, 1),
+        ("batch", batch, 1),
+        ("max_points", max_points, 2),
+    ):
+        if not value >= least:
+            raise field_error(name, f"is {value}, expected at least {least}")
     started = clock()
     graph = Graph(load_model(whole))
-    candidates = list_cuts(graph) if cuts is None else list(cuts)
-    count = min(max_points, len(candidates))
-    samples = _samples(graph, candidates, feeds, budget_s)
-    steps = _Steps(2 + count, on_progress)
-    bench = _Bench(repeats, warmup, threads, budget_s / (2 * count + 1), clock)
+    report = on_progress or (lambda done, total, text: None)
+    providers = (backend,) if backend else ()
 
-    steps.next("timing the whole model")
-    whole_time, _ = bench.time(whole, samples)
-    steps.next("measuring wire sizes")
-    costs = wire_costs(graph.model, candidates, samples, threads=threads, clock=clock)
-    points: dict[Cut, _Point] = {}
-    refused = set[Cut]()
-    for cut in _spread(candidates, costs, count):
+    def timed(model: bytes) -> Timing:
+        return time_piece(
+            model,
+            batch=batch,
+            threads=threads,
+            providers=providers,
+            repeats=repeats,
+            warmup=warmup,
+            budget_s=budget_s / (2 * max_points + 1),
+            clock=clock,
+        )
+
+    report(0, 2 + max_points, "measuring wire sizes")
+    found = survey(
+        whole, graph, cuts, feeds=feeds, pictures=pictures, known=known, budget_s=budget_s, threads=threads, clock=clock
+    )
+    count = min(max_points, len(found.cuts))
+    report(1, 2 + count, "timing the whole model")
+    first = timed(whole)
+    points = {} if known is None else known_points(known)
+    refused = set[Tensors]()
+    while (tensors := next_cut(found, points, refused, max_points)) is not None:
         before = clock()
-        steps.next(f"timing the cut at {', '.join(cut.tensors)}")
+        report(min(2 + len(points), 1 + count), 2 + count, f"timing the cut at {', '.join(tensors)}")
         try:
-            points[cut] = bench.point(graph, cut, samples)
+            head, tail = pieces(graph, tensors)
+            points[tensors] = Point(per_sample(timed(head), batch), per_sample(timed(tail), batch))
         except MeshError as error:
-            if error.reason not in (Reason.CUT_INVALID, Reason.MODEL_SHAPE_UNKNOWN):
+            if error.reason not in CANNOT_BE_CUT:
                 raise
-            refused.add(cut)
+            refused.add(tensors)
         after = clock()
         if len(points) >= 2 and after - started + (after - before) > budget_s:
             break
-    steps.finish()
-    offered = [(cut, cost) for cut, cost in zip(candidates, costs, strict=True) if cut not in refused]
-    return Profile(
-        whole_ms=whole_time.median_ms,
-        whole_p90_ms=whole_time.p90_ms,
-        whole_bytes=len(whole),
-        cuts=_cut_profiles(graph, offered, points, whole_time),
-        threads=threads,
+    report(2 + count, 2 + count, "done")
+    return assemble(
+        found,
+        ProfileKey(node=LOCAL_NODE, backend=first.backend, threads=threads, batch=batch),
+        per_sample(first, batch),
+        points,
+        refused=refused,
+        host=host_text(),
         repeats=repeats,
-        samples=len(samples),
-        calibration="random" if feeds is None else "real",
-        host=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        most=max_points,
+        known=known,
     )
 
 
-class _Bench:
-    """Times sessions, each within an allowance."""
-
-    def __init__(self, repeats: int, warmup: int, threads: int, allowance_s: float, clock: Clock) -> None:
-        self._repeats = repeats
-        self._warmup = warmup
-        self._threads = threads
-        self._allowance_s = allowance_s
-        self._clock = clock
-
-    def time(self, model: bytes, samples: Sequence[Feed]) -> tuple[Timing, list[dict[str, Array]]]:
-        """The session's times and its outputs for every sample."""
-        with closing(open_session(model, threads=self._threads)) as session:
-            outputs = [session.run(sample) for sample in samples]
-            return self._timed(session, samples), outputs
-
-    def point(self, graph: Graph, cut: Cut, samples: Sequence[Feed]) -> _Point:
-        split = split_model(graph, cut)
-        head, features = self.time(split.head.SerializeToString(), samples)
-        tail, _ = self.time(split.tail.SerializeToString(), features)
-        return _Point(cut.position, head, tail)
-
-    def _timed(self, session: Session, samples: Sequence[Feed]) -> Timing:
-        for turn in range(self._warmup):
-            session.run(samples[turn % len(samples)])
-        times: list[float] = []
-        begin = self._clock()
-        for turn in range(self._repeats):
-            start = self._clock()
-            session.run(samples[turn % len(samples)])
-            end = self._clock()
-            times.append((end - start) * 1e3)
-            if len(times) >= MIN_REPEATS and end - begin > self._allowance_s:
-                break
-        return Timing(float(np.median(times)), float(np.percentile(times, 90)))
+def _cut_profile(cut: SurveyedCut, point: Point, measured: bool) -> CutProfile:
+    return CutProfile(
+        tensors=cut.tensors,
+        position=cut.position,
+        head_ms=point.head.median_ms,
+        head_p90_ms=point.head.p90_ms,
+        tail_ms=point.tail.median_ms,
+        tail_p90_ms=point.tail.p90_ms,
+        measured=measured,
+        head_bytes=cut.head_bytes,
+        raw_bytes=cut.raw_bytes,
+        wire_bytes=cut.cost.bytes,
+        encode_ms=cut.cost.encode_ms,
+        decode_ms=cut.cost.decode_ms,
+        agreement={} if point.agreement is None else {QUANTISED_CODEC: point.agreement},
+    )
 
 
-class _Steps:
-    """Reports progress."""
-
-    def __init__(self, total: int, report: Callable[[int, int, str], None] | None) -> None:
-        self._total, self._report, self._begun = total, report, 0
-
-    def next(self, text: str) -> None:
-        if self._report:
-            self._report(self._begun, self._total, text)
-        self._begun += 1
-
-    def finish(self) -> None:
-        if self._report:
-            self._report(self._total, self._total, "done")
-
-
-def _samples(
-    graph: Graph, cuts: Sequence[Cut], feeds: Sequence[Mapping[str, Array]] | None, budget_s: float
-) -> list[Feed]:
-    if feeds is None:
-        return [random_inputs(graph, 1, np.random.default_rng(0))]
-    total = sum(cut.size_bytes for cut in cuts)
-    affordable = int(_CODEC_SHARE * budget_s * _CODEC_BYTES_PER_S / max(total, 1))
-    samples: list[Feed] = []
-    for feed in feeds:
-        if graph.batch_symbol is None:
-            samples.append(feed)
-        else:
-            count = min(len(array) for array in feed.values())
-            samples += [{name: array[row : row + 1] for name, array in feed.items()} for row in range(count)]
-        if len(samples) >= MAX_SAMPLES:
-            break
-    if not samples:
-        raise MeshError(Reason.CALIBRATION_INSUFFICIENT, "no input to profile with")
-    return samples[: min(MAX_SAMPLES, max(1, affordable))]
-
-
-def _spread(cuts: Sequence[Cut], costs: Sequence[WireCost], most: int) -> list[Cut]:
-    """First and last cut, then cuts as far as possible from those before, so that stopping early leaves no gap."""
-    if len(cuts) <= 2:
-        return list(cuts)
-    wire = {cut: min(cost.bytes.values()) for cut, cost in zip(cuts, costs, strict=True)}
-    ordered = sorted(cuts, key=lambda cut: (cut.position, cut.index))
-    chosen, left = [ordered[0], ordered[-1]], ordered[1:-1]
-    while left and len(chosen) < most:
-        # of equally distant ones (a convolution and its ReLU) the smallest on the wire: the likelier choice of a plan
-        farthest = max(left, key=lambda cut: (min(abs(cut.position - c.position) for c in chosen), -wire[cut]))
-        chosen.append(farthest)
-        left.remove(farthest)
-    return chosen
-
-
-def _cut_profiles(
-    graph: Graph, cuts: Sequence[tuple[Cut, WireCost]], points: Mapping[Cut, _Point], whole: Timing
-) -> tuple[CutProfile, ...]:
-    guesses = _Interpolation(list(points.values()), whole)
-    weights = {tensor.name: tensor.ByteSize() for tensor in graph.model.graph.initializer}
-    profiles = []
-    for cut, cost in cuts:
-        point = points.get(cut) or guesses.at(cut.position)
-        profiles.append(
-            CutProfile(
-                tensors=cut.tensors,
-                position=cut.position,
-                head_ms=point.head.median_ms,
-                head_p90_ms=point.head.p90_ms,
-                tail_ms=point.tail.median_ms,
-                tail_p90_ms=point.tail.p90_ms,
-                measured=cut in points,
-                head_bytes=_head_bytes(graph, cut, weights),
-                raw_bytes=cut.size_bytes,
-                wire_bytes=cost.bytes,
-                encode_ms=cost.encode_ms,
-                decode_ms=cost.decode_ms,
-            )
-        )
-    return tuple(profiles)
-
-
-class _Interpolation:
-    """Times along the position, growing for heads and falling for tails whatever the noise of the measurements.
-
-    No cut before the input means no head and the whole model as tail, and the other way round at the output.
-    """
-
-    def __init__(self, points: Sequence[_Point], whole: Timing) -> None:
-        nothing = Timing(0.0, 0.0)
-        inner = sorted(points, key=lambda point: point.position)
-        anchors = [_Point(0.0, nothing, whole), *inner, _Point(1.0, whole, nothing)]
-        self._at = [point.position for point in anchors]
-        self._head = np.maximum.accumulate([(p.head.median_ms, p.head.p90_ms) for p in anchors], axis=0)
-        self._tail = np.minimum.accumulate([(p.tail.median_ms, p.tail.p90_ms) for p in anchors], axis=0)
-
-    def at(self, position: float) -> _Point:
-        head, tail = (
-            Timing(*(float(np.interp(position, self._at, column)) for column in times.T))
-            for times in (self._head, self._tail)
-        )
-        return _Point(position, head, tail)
-
-
-def _head_bytes(graph: Graph, cut: Cut, weights: Mapping[str, int]) -> int:
-    """Size of the operators and weights the cut's tensors depend on, as protobuf."""
-    size, pending = 0, list(cut.tensors)
-    seen, nodes = set[str](), set[int]()
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        if name in weights:
-            size += weights[name]
-        elif name in graph.producers and graph.producers[name] not in nodes:
-            nodes.add(graph.producers[name])
-            node = graph.nodes[graph.producers[name]]
-            size += node.ByteSize()
-            pending.extend(node.input)
-    return size
-
-
-def _require_at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise field_error(name, f"is {value}, expected at least {least}")
+def _learnt(earlier: CutProfile, entry: CutProfile) -> dict[str, object]:
+    """What an earlier profile found out beside times, as far as nothing newer is known."""
+    return {
+        "escalation": earlier.escalation,
+        "leakage": earlier.leakage,
+        "agreement": entry.agreement or earlier.agreement,
+    }

@@ -1,7 +1,7 @@
-"""What a profile holds: how long a model and its pieces take on one host and how many bytes each cut puts on the wire.
+"""What a profile holds: how long a model and its pieces take on one node and how many bytes each cut puts on the wire.
 
 Data only: ``profile.py`` measures it, ``plan.py`` reads it, anyone can store it as JSON. Times are milliseconds, sizes
-bytes, both for one sample.
+bytes, both for one sample: a run of a batch is divided by its samples.
 """
 
 from __future__ import annotations
@@ -27,6 +27,50 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ProfileKey(_Data):
+    """Where and how times were taken; a model version has at most one profile per key."""
+
+    node: str = Field(min_length=1)
+    """The node's name in discovery."""
+    backend: str = Field(min_length=1)
+    """Execution provider, such as ``CPUExecutionProvider``."""
+    precision: str = "float32"
+    """Of the arithmetic."""
+    threads: int = Field(ge=1)
+    """Inside one operator."""
+    batch: int = Field(default=1, ge=1)
+    """Samples per run."""
+
+
+class PictureProfile(_Data):
+    """What sending the whole picture costs with one image codec."""
+
+    wire_bytes: Size
+    """Mean over the calibration pictures."""
+    encode_ms: Milliseconds = 0.0
+    decode_ms: Milliseconds = 0.0
+    agreement: Share | None = None
+    """Share of samples where the model names the same class for the decoded picture as for the original; None: unknown."""
+
+
+class NodeProfile(_Data):
+    """One operator of the graph that depends on the input's values, in topological order."""
+
+    name: str
+    """Its first output that others read, in the model's own names."""
+    sources: tuple[int, ...]
+    """Indices of the entries whose outputs it reads, ascending; -1: an input of the model."""
+    head_ms: Milliseconds
+    """Its share of fused head times: those of a head's operators add up to the head's time."""
+    tail_ms: Milliseconds
+    """Its share of fused tail times."""
+    weight_bytes: int = Field(ge=0)
+    """Initialisers that it reads; one that several read counts at the first."""
+    wire_bytes: dict[str, Size]
+    """By codec, of the outputs that others read; estimated from the nearest measured cut unless it is one. Empty: they
+    cannot cross."""
+
+
 class CutProfile(_Data):
     """One cut: the two pieces it makes and what crosses between them."""
 
@@ -41,6 +85,8 @@ class CutProfile(_Data):
     tail_p90_ms: Milliseconds
     measured: bool
     """False: the four times are interpolated between measured cuts."""
+    live_runs: int = Field(default=0, ge=0)
+    """Runs in production that the times were corrected by; 0: none."""
     head_bytes: Size
     """The head's operators and weights as a file."""
     raw_bytes: Size
@@ -48,23 +94,31 @@ class CutProfile(_Data):
     wire_bytes: dict[str, Size] = Field(min_length=1)
     """By codec, mean over the samples."""
     encode_ms: dict[str, Milliseconds]
-    """By codec: entropy coding only, as rounding to 8 bits is part of the head."""
+    """By codec: entropy coding, and what rounding to 8 bits adds to the head."""
     decode_ms: dict[str, Milliseconds]
     escalation: Share | None = None
     """Share of samples that an exit here would leave to the tail; None: no exit was tried here."""
+    agreement: dict[str, Share] = Field(default_factory=dict)
+    """By lossy codec: share of samples where head + tail name the same class as the whole; absent: not measured."""
+    leakage: Share | None = None
+    """Structural similarity (SSIM) of the best known reconstruction of the picture from what crosses; None: unknown."""
 
 
 class Profile(_Data):
-    """A model's times and sizes on one host."""
+    """A model's times and sizes on one node."""
 
     schema_version: Literal[1] = 1
+    key: ProfileKey
     whole_ms: Milliseconds
     """Median of the whole model as one session."""
     whole_p90_ms: Milliseconds
     whole_bytes: Size
     """The serialised model."""
     cuts: tuple[CutProfile, ...]
-    threads: int = Field(ge=1)
+    nodes: tuple[NodeProfile, ...] = ()
+    """The graph, for plans over every cut; empty where it was not surveyed."""
+    pictures: dict[str, PictureProfile] = Field(default_factory=dict)
+    """By image codec, such as ``jpeg q90``: sending the picture instead; empty for inputs that are no pictures."""
     repeats: int = Field(ge=1)
     """Timed runs behind each median, at most."""
     samples: int = Field(ge=1)
@@ -73,6 +127,8 @@ class Profile(_Data):
     """``random``: the inputs were noise, so wire sizes say little about pictures."""
     host: str
     """Processor, cores and runtime the times belong to."""
+    complete: bool = True
+    """False: the budget ended before every wanted cut was timed; measuring again goes on from here."""
 
     def to_json(self) -> str:
         """The profile as indented JSON."""
@@ -84,12 +140,15 @@ class Profile(_Data):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            problems = [
-                (".".join(str(part) for part in problem["loc"]) or "profile", problem["msg"])
-                for problem in error.errors(include_url=False, include_context=False, include_input=False)
-            ]
-            raise MeshError(
-                Reason.FIELD_INVALID,
-                f"the profile is not valid: {problems[0][0]}: {problems[0][1]}",
-                fields=problems,
-            ) from error
+            raise invalid_profile(error) from error
+
+
+def invalid_profile(error: ValidationError) -> MeshError:
+    """FIELD_INVALID, with every wrong field."""
+    problems = [
+        (".".join(str(part) for part in problem["loc"]) or "profile", problem["msg"])
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return MeshError(
+        Reason.FIELD_INVALID, f"the profile is not valid: {problems[0][0]}: {problems[0][1]}", fields=problems
+    )

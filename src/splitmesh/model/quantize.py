@@ -6,7 +6,7 @@ ranges of values, scales and graphs; whether the answers survive the rounding is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -27,7 +27,7 @@ PER_AXIS_OPSET = 13
 
 def calibrate(
     head: bytes,
-    feeds: Sequence[Mapping[str, Array]],
+    feeds: Iterable[Mapping[str, Array]],
     *,
     percentile: float | None = None,
     threads: int = 1,

@@ -4,19 +4,27 @@ ONNX's own inference loses the batch symbol at the first ``Reshape(-1)``. So the
 both graphs are inferred (with :mod:`splitmesh.model.fold` for what inference cannot compute), and each dimension is
 solved as ``per_sample * batch + fixed``. That finds folded dimensions too (windows or heads multiplied into the
 batch). Dimensions that depend on values, or on a second dynamic input dimension, stay unknown. Large initialisers are
-left out of the inference: only their shapes matter.
+left out of the inference: only their shapes matter. Operators of the runtime's own domain, which ONNX knows no rules for,
+are inferred by the runtime, without running them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto
 
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.control import TensorTypes, body_models, has_sizes, settled_outputs
 from splitmesh.model.fold import fold_shapes, rounds
+from splitmesh.model.operators import MICROSOFT
+from splitmesh.model.walk import bodies
+from splitmesh.runtime import open_session
+from splitmesh.tensor.spec import DTYPES
 
 _SMALL = 1024
 """Elements of an initialiser that may hold a shape, an axis or a pad; anything larger is weights."""
@@ -118,22 +126,90 @@ def batch_shapes(model: onnx.ModelProto) -> TensorShapes:
 
 def shapes_at(model: onnx.ModelProto, *, batch: int, other: int | None = None) -> dict[str, onnx.TypeProto.Tensor]:
     """Types of all tensors at one batch size; ``other``, when given, stands for every other dynamic input dimension."""
+    return settle(fixed_copy(model, batch=batch, other=other))
+
+
+def fixed_copy(model: onnx.ModelProto, *, batch: int, other: int | None = None) -> onnx.ModelProto:
+    """A weightless copy with its input sizes fixed and without what was declared for other tensors."""
     copy = skeleton(model)
-    _forget_declared(copy)
+    _forget_declared(copy.graph)
     _fix_inputs(copy, batch_symbol(model), batch, other)
-    types = _types(infer(copy))
+    return copy
+
+
+def settle(model: onnx.ModelProto, *, bodies_too: bool = True) -> dict[str, onnx.TypeProto.Tensor]:
+    """Types of all tensors of a copy made for inference, in which folded nodes become initialisers."""
+    types = _types(infer(model))
     for _ in rounds():
-        if not fold_shapes(copy, types):
+        changed = fold_shapes(model, types)
+        changed = _declare(model, _vendor_types(model, types)) or changed
+        if bodies_too:
+            changed = _declare(model, _control_types(model, types)) or changed
+        if not changed:
             break
-        types |= _types(infer(copy))
+        types |= _types(infer(model))
     return types
 
 
-def _forget_declared(model: onnx.ModelProto) -> None:
+def _control_types(model: onnx.ModelProto, types: TensorTypes) -> dict[str, onnx.TypeProto.Tensor]:
+    """What ONNX's inference leaves open behind control flow and inference inside the bodies settles."""
+    settled: dict[str, onnx.TypeProto.Tensor] = {}
+    for node, group in itertools.groupby(body_models(model, types), key=lambda pair: pair[0]):
+        if any(name and not has_sizes(types.get(name)) for name in node.output):
+            inside = [settle(body, bodies_too=False) for _, body in group]
+            settled |= settled_outputs(node, inside, types)
+    return {name: tensor for name, tensor in settled.items() if name and not has_sizes(types.get(name))}
+
+
+def _vendor_types(model: onnx.ModelProto, types: TensorTypes) -> dict[str, onnx.TypeProto.Tensor]:
+    """What the runtime infers for outputs of its own operators, where that is every dimension."""
+    wanted = [
+        name
+        for node in model.graph.node
+        if node.domain == MICROSOFT
+        for name in node.output
+        if name and not has_sizes(types.get(name))
+    ]
+    if not wanted:
+        return {}
+    query = onnx.ModelProto()
+    query.CopyFrom(model)
+    del query.graph.output[:]
+    query.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    try:
+        session = open_session(query.SerializeToString(), optimise=False)
+    except MeshError:  # what the runtime cannot load stays unknown; opening the model says why
+        return {}
+    with closing(session):
+        # A scalar and an unknown rank look alike here.
+        known = [spec for spec in session.outputs if spec.shape and -1 not in spec.shape]
+    return {
+        spec.name: onnx.helper.make_tensor_type_proto(
+            onnx.helper.np_dtype_to_tensor_dtype(DTYPES[spec.dtype]), spec.shape
+        ).tensor_type
+        for spec in known
+    }
+
+
+def _declare(model: onnx.ModelProto, found: TensorTypes) -> bool:
+    """Write types down where inference starts from; whether there were any."""
+    outputs = {value.name: value for value in model.graph.output}
+    for name, tensor in found.items():
+        value = outputs.get(name)
+        if value is None:
+            value = model.graph.value_info.add(name=name)
+        value.type.tensor_type.CopyFrom(tensor)
+    return bool(found)
+
+
+def _forget_declared(graph: onnx.GraphProto) -> None:
     """What an exporter wrote for inner tensors may carry symbols, or sizes, that contradict the fixed batch."""
-    del model.graph.value_info[:]
-    for value in model.graph.output:
+    del graph.value_info[:]
+    for value in graph.output:
         value.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for body in bodies(node):
+            _forget_declared(body)
 
 
 def _fix_inputs(model: onnx.ModelProto, symbol: str | None, batch: int, other: int | None) -> None:

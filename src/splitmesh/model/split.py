@@ -2,8 +2,9 @@
 
 Both halves are complete models: initialisers, constants and shape arithmetic are copied to the side that uses them
 and left out of the other. Shapes of tensors that live on the other side are rebuilt from the batch size, which every
-cut tensor carries. Quantisation and bottlenecks are added elsewhere; here head + tail computes exactly what the whole
-does.
+cut tensor carries. An input in the cut is an output of the head by the same name, and an output computed in the head is
+an input of the tail by the same name: ONNX allows both and runtimes copy. Quantisation and bottlenecks are added
+elsewhere; here head + tail computes exactly what the whole does.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _needed(graph: Graph, nodes: frozenset[int], outputs: Sequence[str], local: 
     """``nodes`` and the replicated nodes behind them, and the initialisers they all read."""
     wanted, initialisers = set[int](), set[str]()
     pending = [name for name in outputs if name in graph.replicated]
-    pending.extend(name for node in nodes for name in graph.nodes[node].input)
+    pending.extend(name for node in nodes for name in graph.reads[node])
     wanted.update(nodes)
     while pending:
         name = pending.pop()
@@ -99,7 +100,7 @@ def _needed(graph: Graph, nodes: frozenset[int], outputs: Sequence[str], local: 
             if index not in wanted:
                 wanted.add(index)
                 if not _is_remote_shape(graph, graph.nodes[index], local):
-                    pending.extend(graph.nodes[index].input)
+                    pending.extend(graph.reads[index])
     return wanted, initialisers
 
 
@@ -166,7 +167,7 @@ class _Shapes:
 
 
 def _name_maker(graph: Graph) -> Callable[[str], str]:
-    taken = {*graph.producers, *graph.inputs, *graph.initialisers}
+    taken = {*graph.producers, *graph.inputs, *graph.initialisers, *graph.inner}
 
     def fresh(stem: str) -> str:
         number = 0
@@ -179,9 +180,9 @@ def _name_maker(graph: Graph) -> Callable[[str], str]:
 
 
 def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Versions, opsets, producer and metadata."""
+    """Versions, opsets, producer and metadata; before IR version 4 every initialiser had to be an input too."""
     shell = onnx.ModelProto(
-        ir_version=model.ir_version,
+        ir_version=max(model.ir_version, 4),
         producer_name=model.producer_name,
         producer_version=model.producer_version,
         domain=model.domain,

@@ -1,4 +1,8 @@
-"""Every place in an ONNX file where a node, a tensor or a text can sit: graph, sub-graphs, functions, attributes."""
+"""Every place in an ONNX file where a node, a tensor or a text can sit: graph, sub-graphs, functions, attributes.
+
+Also what a node reads: its inputs, and for control flow (``If``, ``Loop``, ``Scan``) the names its bodies take from
+outside.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,44 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
         graph = pending.pop()
         yield graph
         pending.extend(sub for node in graph.node for sub in _subgraphs(node.attribute))
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes: branches of an ``If``, the body of a ``Loop`` or ``Scan``."""
+    return _subgraphs(node.attribute)
+
+
+def reads(node: onnx.NodeProto) -> dict[str, None]:
+    """Names of the tensors a node needs, without duplicates and in order: inputs, then what its bodies capture."""
+    names = dict.fromkeys(name for name in node.input if name)
+    for body in bodies(node):
+        names.update(dict.fromkeys(captured(body)))
+    return names
+
+
+def captured(body: onnx.GraphProto) -> dict[str, None]:
+    """Names a body uses and does not define; a body nested in it counts with what it captures in turn."""
+    found: dict[str, None] = {}
+    for node in body.node:
+        found.update(reads(node))
+    found.update(dict.fromkeys(value.name for value in body.output))
+    inner = _defined(body)
+    return {name: None for name in found if name and name not in inner}
+
+
+def inner_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Names of all tensors that live inside the bodies of ``nodes``, nested ones included."""
+    for node in nodes:
+        for body in bodies(node):
+            yield from _defined(body)
+            yield from inner_names(body.node)
+
+
+def _defined(body: onnx.GraphProto) -> set[str]:
+    names = {value.name for value in body.input} | {init.name for init in body.initializer}
+    names.update(sparse.values.name for sparse in body.sparse_initializer)
+    names.update(name for node in body.node for name in node.output if name)
+    return names
 
 
 def _subgraphs(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:

@@ -17,10 +17,11 @@ from onnx import ModelProto, helper
 
 from splitmesh.model.cuts import Cut
 from splitmesh.model.profile_data import FLOAT_CODEC, QUANTISED_CODEC
-from splitmesh.model.ranges import Affine, RangeCollector, affine, quantise
+from splitmesh.model.quantize import quantise_cut
+from splitmesh.model.ranges import Affine, RangeCollector, Ranges, affine, quantise
 from splitmesh.runtime import open_session
 from splitmesh.tensor import codecs
-from splitmesh.tensor.spec import Array, as_bytes
+from splitmesh.tensor.spec import DTYPES, Array, TensorSpec, as_bytes
 
 GROUP_BYTES = 256 * 1024 * 1024
 """Tensors held in memory at once; cuts beyond that wait for another run."""
@@ -45,8 +46,30 @@ def wire_costs(
     for group in _groups(cuts, len(samples)):
         with closing(open_session(tapped(whole, group).SerializeToString(), threads=threads)) as session:
             runs = [session.run(sample) for sample in samples]
-        costs += [_cost([[run[name] for name in cut.tensors] for run in runs], clock) for cut in group]
+        for cut in group:
+            cost = _cost([[run[name] for name in cut.tensors] for run in runs], clock)
+            _add_rounding(cost, cut, [{name: run[name] for name in cut.tensors} for run in runs], threads, clock)
+            costs.append(cost)
     return costs
+
+
+def estimated_bytes(spec: TensorSpec, nearest: tuple[Cut, WireCost] | None) -> dict[str, int]:
+    """By codec, of a tensor (``spec`` of one sample) that was not measured: it packs as well as the one tensor of
+    ``nearest``, or not at all when there is none.
+    """
+    before = {FLOAT_CODEC: spec.size_bytes, QUANTISED_CODEC: _rounded_bytes(spec.dtype, spec.size_bytes)}
+    if nearest is None:
+        return before
+    cut, cost = nearest
+    dtype = cut.specs[0].dtype
+    measured = {FLOAT_CODEC: cut.size_bytes, QUANTISED_CODEC: _rounded_bytes(dtype, cut.size_bytes)}
+    return {codec: max(1, round(size * cost.bytes[codec] / measured[codec])) for codec, size in before.items()}
+
+
+def _rounded_bytes(dtype: str, size_bytes: int) -> int:
+    """Only floats are rounded, to one byte each."""
+    kind = DTYPES[dtype]
+    return size_bytes // kind.itemsize if kind.kind == "f" else size_bytes
 
 
 def _groups(cuts: Sequence[Cut], samples: int) -> Iterator[list[Cut]]:
@@ -96,6 +119,53 @@ def _cost(runs: Sequence[Sequence[Array]], clock: Callable[[], float]) -> WireCo
         cost.encode_ms[codec] = median(encoding)
         cost.decode_ms[codec] = median(decoding)
     return cost
+
+
+def _add_rounding(cost: WireCost, cut: Cut, runs: Sequence[Feed], threads: int, clock: Callable[[], float]) -> None:
+    """Heads that round take longer, and so do tails that restore: what these operators take alone is added."""
+    ranges: dict[str, Ranges] = {}
+    for spec in cut.specs:
+        if DTYPES[spec.dtype].kind == "f":
+            collector = RangeCollector(spec.name)
+            for run in runs:
+                collector.add(run[spec.name])
+            ranges[spec.name] = collector.ranges()
+    if not ranges:
+        return
+    before, after = (_passing(cut.specs, outward) for outward in (True, False))
+    rounding, restoring, _ = quantise_cut(before, after, ranges)
+    messages = [{f"{name}.given": array for name, array in run.items()} for run in runs]
+    rounded, took_ms = _timed(rounding, messages, threads, clock)
+    cost.encode_ms[QUANTISED_CODEC] += took_ms
+    cost.decode_ms[QUANTISED_CODEC] += _timed(restoring, rounded, threads, clock)[1]
+
+
+def _passing(specs: Sequence[TensorSpec], outward: bool) -> ModelProto:
+    """A head (``outward``) or tail that hands the cut's tensors on as they are."""
+    inputs, outputs, nodes = [], [], []
+    for spec in specs:
+        elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        shape = [dim if dim >= 0 else None for dim in spec.shape]
+        given, made = (f"{spec.name}.given", spec.name) if outward else (spec.name, f"{spec.name}.taken")
+        inputs.append(helper.make_tensor_value_info(given, elem_type, shape))
+        outputs.append(helper.make_tensor_value_info(made, elem_type, shape))
+        nodes.append(helper.make_node("Identity", [given], [made]))
+    graph = helper.make_graph(nodes, "passing", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def _timed(
+    model: ModelProto, feeds: Sequence[Feed], threads: int, clock: Callable[[], float]
+) -> tuple[list[dict[str, Array]], float]:
+    """Outputs, and the median milliseconds of a run; the first run is not counted."""
+    times = []
+    with closing(open_session(model.SerializeToString(), threads=threads)) as session:
+        outputs = [session.run(feed) for feed in feeds]
+        for feed in feeds:
+            start = clock()
+            session.run(feed)
+            times.append((clock() - start) * 1e3)
+    return outputs, median(times)
 
 
 def _plain(tensors: Iterable[Array]) -> bytes:

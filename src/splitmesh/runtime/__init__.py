@@ -15,7 +15,12 @@ __all__ = ["OrtSession", "Session", "open_session"]
 
 
 def open_session(
-    model: bytes, *, threads: int = 1, providers: Sequence[str] | None = None, max_run_s: float | None = None
+    model: bytes,
+    *,
+    threads: int = 1,
+    providers: Sequence[str] | None = None,
+    max_run_s: float | None = None,
+    optimise: bool = True,
 ) -> Session:
     """A session on ``model`` with the default backend; see :class:`OrtSession` for the parameters and errors."""
-    return OrtSession(model, threads=threads, providers=providers, max_run_s=max_run_s)
+    return OrtSession(model, threads=threads, providers=providers, max_run_s=max_run_s, optimise=optimise)

@@ -111,6 +111,7 @@ class OrtSession:
         providers: ORT execution providers in order of preference; the CPU when None.
         max_run_s: a run that takes longer is stopped (DEADLINE_EXPIRED). ORT looks at the flag between operators, so
             one very long operator ends late. None: no watchdog.
+        optimise: let the runtime fuse and fold the graph; False: it computes operator by operator, as the file says.
 
     Raises:
         MeshError: MODEL_CORRUPT when ORT cannot load the bytes; MODEL_OPERATOR_UNSUPPORTED when an input or output is
@@ -124,11 +125,12 @@ class OrtSession:
         threads: int = 1,
         providers: Sequence[str] | None = None,
         max_run_s: float | None = None,
+        optimise: bool = True,
     ) -> None:
         wanted = list(providers) if providers else [CPU]
         _require_providers(wanted)
         try:
-            session = ort.InferenceSession(bytes(model), sess_options=_options(threads), providers=wanted)
+            session = ort.InferenceSession(bytes(model), sess_options=_options(threads, optimise), providers=wanted)
         except _LOAD_ERRORS as error:
             raise MeshError(Reason.MODEL_CORRUPT, f"onnxruntime cannot load the model: {_first_line(error)}") from error
         self._session: ort.InferenceSession | None = session
@@ -196,12 +198,13 @@ def _require_providers(wanted: Sequence[str]) -> None:
         raise field_error("providers", f"{', '.join(missing)} not in this onnxruntime; it has {', '.join(available)}")
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def _options(threads: int, optimise: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     # The arena keeps what the largest batch needed: steady latency, memory bounded by the batch size the host accepts.
     options.enable_cpu_mem_arena = True
     # Waiting threads sleep: a MEC host shares its cores with other segments.

@@ -1,4 +1,4 @@
-"""A whole mesh on this machine: the six services, with the link relay between head and tail.
+"""A whole mesh on this machine: the six services, with a link relay before the tail and each node of a chain's middle.
 
 One layout, several worlds: a :class:`Launcher` decides whether a service is a process (here) or lives in the test's own
 process. Services are run from a checkout (``python -m services.registry``), so a wheel alone cannot launch them. Used
@@ -12,8 +12,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -27,10 +28,10 @@ from splitmesh.testing.relay import LinkRelay
 MODULES = {
     "registry": "services.registry",
     "router": "services.router",
-    "partitioner": "services.partitioner",
     "compressor": "services.compressor",
     "tail": "cloud.tail",
     "head": "edge.head",
+    "partitioner": "services.partitioner",
 }
 """Every service by its short name, in the order of starting."""
 
@@ -141,27 +142,33 @@ class LocalMesh:
         otlp_endpoint: str = "",
         settings: Mapping[str, Mapping[str, str]] | None = None,
         services: Collection[str] = MODULES,
+        middle: Sequence[str] = (),
     ) -> None:
         """Nothing runs yet.
 
         Args:
             launcher: starts each service.
             work_dir: where services keep their state.
-            link: profile of the relay between head and tail, uplink and round trip.
+            link: profile of every relay, uplink and round trip.
             otlp_endpoint: where every service sends its spans.
             settings: more settings by service and field name.
             services: which to start, always in the order of ``MODULES``; the tail is one of them.
+            middle: names of nodes between head and tail, nearest to the head first; each runs the tail's program.
         """
         self._launcher = launcher
         self._work_dir = work_dir
         self._link = link
         self._otlp_endpoint = otlp_endpoint
         self._extra = settings or {}
+        self._chain = [*middle, "tail"]
         self._wanted = [service for service in MODULES if service in services]
+        behind = self._wanted.index("tail") + 1
+        self._wanted[behind:behind] = reversed(middle)
         self._services: dict[str, Running] = {}
         self._addresses: dict[str, str] = {}
         self._stack = AsyncExitStack()
-        self.relay: LinkRelay
+        self.relays: dict[str, LinkRelay] = {}
+        """By the service they lead to: the tail, and nodes in the middle."""
         self.channels: Channels
 
     async def __aenter__(self) -> LocalMesh:
@@ -169,8 +176,9 @@ class LocalMesh:
         try:
             for service in self._wanted:
                 await self.start(service)
-                if service == "tail":
-                    self.relay = await self._stack.enter_async_context(LinkRelay(self._addresses["tail"], self._link))
+                if service in self._chain:
+                    relay = LinkRelay(self._addresses[service], self._link)
+                    self.relays[service] = await self._stack.enter_async_context(relay)
             table = {service: [address] for service, address in self._addresses.items()}
             self.channels = Channels(StaticDiscovery(table))
             self._stack.push_async_callback(self.channels.close)
@@ -194,22 +202,48 @@ class LocalMesh:
 
     async def start(self, service: str) -> None:
         """Start a service; one that ran before comes back at its old port with its old state."""
-        known = {name: address for name, address in self._addresses.items() if name != "tail"}
-        if "tail" in self._addresses and service == "head":
-            known["tail"] = self.relay.address
+        known = {name: address for name, address in self._addresses.items() if name not in self._chain}
+        if service == "partitioner":
+            known = dict(self._addresses)  # it measures on every node, not across the links
+        following = self._behind(service)
+        if following in self.relays:
+            known[following] = self.relays[following].address
         settings = {
             "node": f"{service}-1",
             "static_addresses": ",".join(f"{name}={address}" for name, address in known.items()),
             "otlp_endpoint": self._otlp_endpoint,
             "data_dir": str(self._work_dir / service),
             "reflection": "true",
+            **self._place(service, following),
             **self._extra.get(service, {}),
         }
         if service in self._addresses:
             settings["port"] = self._addresses[service].rpartition(":")[2]
-        running = await self._launcher.launch(service, settings)
+        program = "tail" if service in self._chain else service
+        running = await self._launcher.launch(program, settings)
         self._services[service] = running
         self._addresses[service] = running.address
+
+    def _behind(self, service: str) -> str:
+        """Who takes a service's features; empty when nobody does."""
+        if service == "head":
+            return self._chain[0]
+        return dict(pairwise(self._chain)).get(service, "")
+
+    def _place(self, service: str, following: str) -> dict[str, str]:
+        """Settings by which a chain's nodes find each other; none for a head and a tail alone."""
+        if service == "partitioner" and len(self._chain) > 1:
+            return {"profiled_services": ",".join(["head", *self._chain])}
+        if service == "head" and following != "tail":
+            return {"tail_service": following}
+        if following and service != "head":
+            return {"service": service, "next_service": following}
+        return {}
+
+    @property
+    def relay(self) -> LinkRelay:
+        """The one before the tail."""
+        return self.relays["tail"]
 
     async def stop(self, service: str) -> None:
         """Stop one service gracefully."""

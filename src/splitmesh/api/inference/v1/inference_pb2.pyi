@@ -64,6 +64,7 @@ class InferRequest(_message.Message):
     FRAME_ID_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     TENSOR_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
@@ -85,6 +86,10 @@ class InferRequest(_message.Message):
     def tensor(self) -> _tensor_pb2.Tensor:
         """The model's input itself, already preprocessed; shape with a leading batch dimension of 1."""
 
+    @_builtins.property
+    def tensors(self) -> _tensor_pb2.TensorList:
+        """The inputs of a model that takes several, each named, each with a leading batch dimension of 1."""
+
     def __init__(
         self,
         *,
@@ -93,14 +98,15 @@ class InferRequest(_message.Message):
         frame_id: _builtins.int = ...,
         image: _builtins.bytes = ...,
         tensor: _tensor_pb2.Tensor | None = ...,
+        tensors: _tensor_pb2.TensorList | None = ...,
         deadline_ms: _builtins.int = ...,
         traceparent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "tensor", b"tensor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "tensor", b"tensor", "tensors", b"tensors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id", "deadline_ms", b"deadline_ms", "frame_id", b"frame_id", "image", b"image", "input", b"input", "model", b"model", "tensor", b"tensor", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id", "deadline_ms", b"deadline_ms", "frame_id", b"frame_id", "image", b"image", "input", b"input", "model", b"model", "tensor", b"tensor", "tensors", b"tensors", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["image", "tensor"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["image", "tensor", "tensors"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -159,7 +165,9 @@ class Timings(_message.Message):
     encode_ms: _builtins.float
     """Packing the features."""
     link_ms: _builtins.float
-    """From sending the features to the arrival of the answer, less the tail's own time: the link."""
+    """From sending the features to the arrival of the answer, less the tail's own time: the link. In a chain of segments
+    all links together, and below all nodes behind the head.
+    """
     tail_queue_ms: _builtins.float
     """Waiting in the tail's queue and batch."""
     tail_ms: _builtins.float
@@ -209,7 +217,9 @@ class InferResponse(_message.Message):
     answered_by: Global___AnsweredBy.ValueType
     """Who answered."""
     fallback_reason: _builtins.str
-    """Why the cloud did not answer, when answered_by is EDGE_FALLBACK: a reason code such as SERVICE_UNAVAILABLE."""
+    """Why the cloud did not answer, when answered_by is EDGE_FALLBACK, or EDGE_WHOLE in its place: a reason code such as
+    SERVICE_UNAVAILABLE.
+    """
     model: _builtins.str
     """Model that answered."""
     version: _builtins.int

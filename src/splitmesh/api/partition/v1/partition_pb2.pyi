@@ -7,6 +7,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from splitmesh.api.profile.v1 import profile_pb2 as _profile_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Objective:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObjectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Objective.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBJECTIVE_UNSPECIFIED: _Objective.ValueType  # 0
+    """Latency."""
+    OBJECTIVE_LATENCY: _Objective.ValueType  # 1
+    """Mean time of one sample."""
+    OBJECTIVE_THROUGHPUT: _Objective.ValueType  # 2
+    """Samples per second, however long each takes."""
+
+class Objective(_Objective, metaclass=_ObjectiveEnumTypeWrapper):
+    """What a plan minimises or maximises."""
+
+OBJECTIVE_UNSPECIFIED: Objective.ValueType  # 0
+"""Latency."""
+OBJECTIVE_LATENCY: Objective.ValueType  # 1
+"""Mean time of one sample."""
+OBJECTIVE_THROUGHPUT: Objective.ValueType  # 2
+"""Samples per second, however long each takes."""
+Global___Objective: _TypeAlias = Objective  # noqa: Y015
+
 @_typing.final
 class ProfileModelRequest(_message.Message):
     """Asks for a profile."""
@@ -27,136 +53,104 @@ class ProfileModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     BUDGET_S_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
     """Its version."""
     budget_s: _builtins.float
-    """Most seconds to spend; 0 means 20, at most 300."""
+    """Most seconds to spend; 0 means 20, at most 300. A profile that needs no more measuring is returned at once."""
+    node: _builtins.str
+    """The node to time on, a head or a tail in discovery; empty: the partitioner's own."""
+    batch: _builtins.int
+    """Samples per run; 0 means 1."""
+    threads: _builtins.int
+    """Threads inside one operator; 0 means what the node computes with."""
+    backend: _builtins.str
+    """Execution provider; empty means what the node prefers."""
+    restart: _builtins.bool
+    """Forget what was measured before."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         budget_s: _builtins.float = ...,
+        node: _builtins.str = ...,
+        batch: _builtins.int = ...,
+        threads: _builtins.int = ...,
+        backend: _builtins.str = ...,
+        restart: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_s", b"budget_s", "model", b"model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "batch", b"batch", "budget_s", b"budget_s", "model", b"model", "node", b"node", "restart", b"restart", "threads", b"threads", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProfileModelRequest: _TypeAlias = ProfileModelRequest  # noqa: Y015
 
 @_typing.final
-class CutProfile(_message.Message):
-    """Times and sizes at one cut."""
+class ProfileModelResponse(_message.Message):
+    """How it goes, then the profile."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class WireBytesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    TENSORS_FIELD_NUMBER: _builtins.int
-    POSITION_FIELD_NUMBER: _builtins.int
-    HEAD_MS_FIELD_NUMBER: _builtins.int
-    TAIL_MS_FIELD_NUMBER: _builtins.int
-    MEASURED_FIELD_NUMBER: _builtins.int
-    RAW_BYTES_FIELD_NUMBER: _builtins.int
-    WIRE_BYTES_FIELD_NUMBER: _builtins.int
-    ESCALATION_FIELD_NUMBER: _builtins.int
-    position: _builtins.float
-    """Share of the model's arithmetic before the cut, 0..1."""
-    head_ms: _builtins.float
-    """The head on the profiling node, milliseconds per sample."""
-    tail_ms: _builtins.float
-    """The tail on the profiling node, milliseconds per sample."""
-    measured: _builtins.bool
-    """Measured as a real session; else interpolated between measured neighbours."""
-    raw_bytes: _builtins.int
-    """Bytes of the features, uncompressed float32."""
-    escalation: _builtins.float
-    """Share of samples that an exit here would leave to the tail, 0..1, found by fitting one on calibration pictures; unset
-    where none was tried.
-    """
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tensors of the cut."""
+    def progress(self) -> Global___Progress:
+        """Any number of these first."""
 
     @_builtins.property
-    def wire_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Bytes on the wire by codec, such as "uint8+zstd"."""
+    def profile(self) -> _profile_pb2.Profile:
+        """Last."""
 
     def __init__(
         self,
         *,
-        tensors: _abc.Iterable[_builtins.str] | None = ...,
-        position: _builtins.float = ...,
-        head_ms: _builtins.float = ...,
-        tail_ms: _builtins.float = ...,
-        measured: _builtins.bool = ...,
-        raw_bytes: _builtins.int = ...,
-        wire_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
-        escalation: _builtins.float | None = ...,
+        progress: Global___Progress | None = ...,
+        profile: _profile_pb2.Profile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "escalation", b"escalation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "profile", b"profile", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "escalation", b"escalation", "head_ms", b"head_ms", "measured", b"measured", "position", b"position", "raw_bytes", b"raw_bytes", "tail_ms", b"tail_ms", "tensors", b"tensors", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "profile", b"profile", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__escalation: _TypeAlias = _typing.Literal["escalation"]  # noqa: Y015
-    _WhichOneofArgType__escalation: _TypeAlias = _typing.Literal["_escalation", b"_escalation"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__escalation) -> _WhichOneofReturnType__escalation | None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["progress", "profile"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
-Global___CutProfile: _TypeAlias = CutProfile  # noqa: Y015
+Global___ProfileModelResponse: _TypeAlias = ProfileModelResponse  # noqa: Y015
 
 @_typing.final
-class ProfileModelResponse(_message.Message):
-    """A profile."""
+class Progress(_message.Message):
+    """Where a long call stands."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    WHOLE_MS_FIELD_NUMBER: _builtins.int
-    CUTS_FIELD_NUMBER: _builtins.int
-    CALIBRATION_FIELD_NUMBER: _builtins.int
-    whole_ms: _builtins.float
-    """The whole model on the profiling node, milliseconds per sample."""
-    calibration: _builtins.str
-    """"real" when features came from the version's calibration pictures, else "random"."""
-    @_builtins.property
-    def cuts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CutProfile]:
-        """Candidate cuts from the input to the output."""
-
+    STEP_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """What begins now."""
+    share: _builtins.float
+    """Of the whole that is done, 0..1."""
     def __init__(
         self,
         *,
-        whole_ms: _builtins.float = ...,
-        cuts: _abc.Iterable[Global___CutProfile] | None = ...,
-        calibration: _builtins.str = ...,
+        step: _builtins.str = ...,
+        share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "cuts", b"cuts", "whole_ms", b"whole_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["share", b"share", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ProfileModelResponse: _TypeAlias = ProfileModelResponse  # noqa: Y015
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class PlanPartitionRequest(_message.Message):
@@ -175,6 +169,14 @@ class PlanPartitionRequest(_message.Message):
     ESCALATION_FIELD_NUMBER: _builtins.int
     PICTURE_BYTES_FIELD_NUMBER: _builtins.int
     BUDGET_S_FIELD_NUMBER: _builtins.int
+    EDGE_NODE_FIELD_NUMBER: _builtins.int
+    CLOUD_NODE_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    FRAMES_PER_S_FIELD_NUMBER: _builtins.int
+    UPLINK_BUDGET_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    MAX_LEAKAGE_FIELD_NUMBER: _builtins.int
+    KEPT_ON_EDGE_FIELD_NUMBER: _builtins.int
+    BETWEEN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
@@ -196,9 +198,33 @@ class PlanPartitionRequest(_message.Message):
     cut, and cascade rows only where it was (a classifier with calibration pictures).
     """
     picture_bytes: _builtins.int
-    """Size of one picture as the camera sends it; 0: measured on the calibration pictures as JPEG q90 where they exist."""
+    """Size of one picture as the camera sends it; 0: measured on the calibration pictures with each image codec, where
+    they exist.
+    """
     budget_s: _builtins.float
     """Most seconds to spend on a profile that is not known yet; 0 means 20."""
+    edge_node: _builtins.str
+    """The edge host, whose own profile is used when there is one; empty: the partitioner's times edge_slowdown."""
+    cloud_node: _builtins.str
+    """The cloud host, likewise."""
+    objective: Global___Objective.ValueType
+    """What to rank by."""
+    frames_per_s: _builtins.float
+    """What the line delivers; options that carry less are refused. 0: not known."""
+    uplink_budget_bytes_per_s: _builtins.float
+    """Most bytes per second on the uplink; needs frames_per_s. 0: no limit."""
+    max_leakage: _builtins.float
+    """Highest SSIM of a reconstruction from what crosses, 0..1; cuts whose leakage is higher or not known are refused."""
+    @_builtins.property
+    def kept_on_edge(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors that may not cross, beside what the constraints say."""
+
+    @_builtins.property
+    def between(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
+        """More tiers than two: tiers between the edge and the cloud, nearest to the camera first. The fields above describe the
+        first tier and its link; each entry's link leads on to the next tier.
+        """
+
     def __init__(
         self,
         *,
@@ -213,16 +239,71 @@ class PlanPartitionRequest(_message.Message):
         escalation: _builtins.float | None = ...,
         picture_bytes: _builtins.int = ...,
         budget_s: _builtins.float = ...,
+        edge_node: _builtins.str = ...,
+        cloud_node: _builtins.str = ...,
+        objective: Global___Objective.ValueType = ...,
+        frames_per_s: _builtins.float = ...,
+        uplink_budget_bytes_per_s: _builtins.float = ...,
+        max_leakage: _builtins.float | None = ...,
+        kept_on_edge: _abc.Iterable[_builtins.str] | None = ...,
+        between: _abc.Iterable[Global___Tier] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "escalation", b"escalation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_max_leakage", b"_max_leakage", "escalation", b"escalation", "max_leakage", b"max_leakage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "budget_s", b"budget_s", "cloud_speedup", b"cloud_speedup", "edge_slowdown", b"edge_slowdown", "escalation", b"escalation", "max_head_bytes", b"max_head_bytes", "model", b"model", "picture_bytes", b"picture_bytes", "picture_stays_on_site", b"picture_stays_on_site", "rtt_ms", b"rtt_ms", "uplink_mbps", b"uplink_mbps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_max_leakage", b"_max_leakage", "between", b"between", "budget_s", b"budget_s", "cloud_node", b"cloud_node", "cloud_speedup", b"cloud_speedup", "edge_node", b"edge_node", "edge_slowdown", b"edge_slowdown", "escalation", b"escalation", "frames_per_s", b"frames_per_s", "kept_on_edge", b"kept_on_edge", "max_head_bytes", b"max_head_bytes", "max_leakage", b"max_leakage", "model", b"model", "objective", b"objective", "picture_bytes", b"picture_bytes", "picture_stays_on_site", b"picture_stays_on_site", "rtt_ms", b"rtt_ms", "uplink_budget_bytes_per_s", b"uplink_budget_bytes_per_s", "uplink_mbps", b"uplink_mbps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__escalation: _TypeAlias = _typing.Literal["escalation"]  # noqa: Y015
     _WhichOneofArgType__escalation: _TypeAlias = _typing.Literal["_escalation", b"_escalation"]  # noqa: Y015
+    _WhichOneofReturnType__max_leakage: _TypeAlias = _typing.Literal["max_leakage"]  # noqa: Y015
+    _WhichOneofArgType__max_leakage: _TypeAlias = _typing.Literal["_max_leakage", b"_max_leakage"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__escalation) -> _WhichOneofReturnType__escalation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_leakage) -> _WhichOneofReturnType__max_leakage | None: ...
 
 Global___PlanPartitionRequest: _TypeAlias = PlanPartitionRequest  # noqa: Y015
+
+@_typing.final
+class Tier(_message.Message):
+    """A host between edge and cloud."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    SLOWDOWN_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_BYTES_FIELD_NUMBER: _builtins.int
+    UPLINK_MBPS_FIELD_NUMBER: _builtins.int
+    RTT_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """For people, such as "MEC"."""
+    node: _builtins.str
+    """The node whose own profile is used when there is one; empty: the partitioner's times slowdown."""
+    slowdown: _builtins.float
+    """Time of this host over time of the profiling node; 0 means 1."""
+    max_model_bytes: _builtins.int
+    """Largest model file it can hold; 0 means no limit."""
+    uplink_mbps: _builtins.float
+    """Rate from here to the next tier, megabits per second; greater than 0."""
+    rtt_ms: _builtins.float
+    """Round trip from here to the next tier, milliseconds."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        node: _builtins.str = ...,
+        slowdown: _builtins.float = ...,
+        max_model_bytes: _builtins.int = ...,
+        uplink_mbps: _builtins.float = ...,
+        rtt_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_model_bytes", b"max_model_bytes", "name", b"name", "node", b"node", "rtt_ms", b"rtt_ms", "slowdown", b"slowdown", "uplink_mbps", b"uplink_mbps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
 
 @_typing.final
 class PlanOption(_message.Message):
@@ -259,6 +340,10 @@ class PlanOption(_message.Message):
     THROUGHPUT_FPS_FIELD_NUMBER: _builtins.int
     FEASIBLE_FIELD_NUMBER: _builtins.int
     REFUSED_BECAUSE_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    HEAD_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """EDGE_ONLY, CLOUD_ONLY, SPLIT or CASCADE."""
     codec: _builtins.str
@@ -273,6 +358,12 @@ class PlanOption(_message.Message):
     """It keeps all constraints."""
     refused_because: _builtins.str
     """Which constraint it breaks."""
+    agreement: _builtins.float
+    """Share of samples answered as by the whole model with the original picture, 0..1; unset: not known."""
+    head_bytes: _builtins.int
+    """Model file on the edge, bytes."""
+    measured: _builtins.bool
+    """All its times were measured; else some are interpolated between measured cuts."""
     @_builtins.property
     def cut(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tensors of the cut; empty without one."""
@@ -280,6 +371,10 @@ class PlanOption(_message.Message):
     @_builtins.property
     def stages(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Time by stage, milliseconds: edge_ms, encode_ms, link_ms, rtt_ms, cloud_ms."""
+
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierShare]:
+        """In a plan over more than two tiers: what runs where, the first tier first; a tier that runs nothing has no time."""
 
     def __init__(
         self,
@@ -293,14 +388,90 @@ class PlanOption(_message.Message):
         throughput_fps: _builtins.float = ...,
         feasible: _builtins.bool = ...,
         refused_because: _builtins.str = ...,
+        agreement: _builtins.float | None = ...,
+        head_bytes: _builtins.int = ...,
+        measured: _builtins.bool = ...,
+        tiers: _abc.Iterable[Global___TierShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agreement", b"_agreement", "agreement", b"agreement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agreement", b"_agreement", "agreement", b"agreement", "codec", b"codec", "cut", b"cut", "feasible", b"feasible", "head_bytes", b"head_bytes", "kind", b"kind", "latency_ms", b"latency_ms", "measured", b"measured", "refused_because", b"refused_because", "stages", b"stages", "throughput_fps", b"throughput_fps", "tiers", b"tiers", "uplink_bytes", b"uplink_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agreement: _TypeAlias = _typing.Literal["agreement"]  # noqa: Y015
+    _WhichOneofArgType__agreement: _TypeAlias = _typing.Literal["_agreement", b"_agreement"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agreement) -> _WhichOneofReturnType__agreement | None: ...
+
+Global___PlanOption: _TypeAlias = PlanOption  # noqa: Y015
+
+@_typing.final
+class TierShare(_message.Message):
+    """What one tier does in an option."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    COMPUTE_MS_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    UPLINK_BYTES_FIELD_NUMBER: _builtins.int
+    LINK_MS_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """The tier, such as "edge", "MEC", "cloud"."""
+    compute_ms: _builtins.float
+    """Compute and coding, milliseconds."""
+    uplink_bytes: _builtins.float
+    """Bytes that leave it, per sample."""
+    link_ms: _builtins.float
+    """Overhead, transfer and round trip to the next tier, milliseconds."""
+    @_builtins.property
+    def cut(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors that leave it for the next tier; empty: nothing does."""
+
+    def __init__(
+        self,
+        *,
+        tier: _builtins.str = ...,
+        compute_ms: _builtins.float = ...,
+        cut: _abc.Iterable[_builtins.str] | None = ...,
+        uplink_bytes: _builtins.float = ...,
+        link_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "feasible", b"feasible", "kind", b"kind", "latency_ms", b"latency_ms", "refused_because", b"refused_because", "stages", b"stages", "throughput_fps", b"throughput_fps", "uplink_bytes", b"uplink_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_ms", b"compute_ms", "cut", b"cut", "link_ms", b"link_ms", "tier", b"tier", "uplink_bytes", b"uplink_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PlanOption: _TypeAlias = PlanOption  # noqa: Y015
+Global___TierShare: _TypeAlias = TierShare  # noqa: Y015
+
+@_typing.final
+class Certificate(_message.Message):
+    """How far from the best over every cut of the graph the first option can be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWER_BOUND_MS_FIELD_NUMBER: _builtins.int
+    GAP_MS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    lower_bound_ms: _builtins.float
+    """No placement of the operators can be better, by the profile's times: milliseconds."""
+    gap_ms: _builtins.float
+    """The first option's distance from it, milliseconds."""
+    method: _builtins.str
+    """Such as "min-cut" or "mixed integer program"."""
+    def __init__(
+        self,
+        *,
+        lower_bound_ms: _builtins.float = ...,
+        gap_ms: _builtins.float = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gap_ms", b"gap_ms", "lower_bound_ms", b"lower_bound_ms", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
 
 @_typing.final
 class PlanPartitionResponse(_message.Message):
@@ -310,21 +481,27 @@ class PlanPartitionResponse(_message.Message):
 
     OPTIONS_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     why: _builtins.str
     """One sentence: why the first wins."""
     @_builtins.property
     def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanOption]:
         """Feasible ones first, best first."""
 
+    @_builtins.property
+    def certificate(self) -> Global___Certificate:
+        """How good the first can be at most; unset when the profile has no graph."""
+
     def __init__(
         self,
         *,
         options: _abc.Iterable[Global___PlanOption] | None = ...,
         why: _builtins.str = ...,
+        certificate: Global___Certificate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "options", b"options", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,6 +516,7 @@ class SplitModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
+    FURTHER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
@@ -347,20 +525,49 @@ class SplitModelRequest(_message.Message):
     def cut(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tensors of the cut, at least one."""
 
+    @_builtins.property
+    def further(self) -> _containers.RepeatedCompositeFieldContainer[Global___CutPoint]:
+        """Later cuts of a chain of segments, in order; empty: head and tail."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         cut: _abc.Iterable[_builtins.str] | None = ...,
+        further: _abc.Iterable[Global___CutPoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "model", b"model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "further", b"further", "model", b"model", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SplitModelRequest: _TypeAlias = SplitModelRequest  # noqa: Y015
+
+@_typing.final
+class CutPoint(_message.Message):
+    """The tensors of one cut."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one."""
+
+    def __init__(
+        self,
+        *,
+        tensors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CutPoint: _TypeAlias = CutPoint  # noqa: Y015
 
 @_typing.final
 class SplitModelResponse(_message.Message):
@@ -387,3 +594,61 @@ class SplitModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SplitModelResponse: _TypeAlias = SplitModelResponse  # noqa: Y015
+
+@_typing.final
+class AdaptModelRequest(_message.Message):
+    """Asks for a version that adapts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    UPLINK_MBPS_FIELD_NUMBER: _builtins.int
+    RTT_MS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model by name."""
+    uplink_mbps: _builtins.float
+    """The link to expect, megabits per second; a head believes it until it has measured its own. Greater than 0."""
+    rtt_ms: _builtins.float
+    """Its round trip, milliseconds."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Versions made from the same whole model, at most one of them not split; the first is where a head begins."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
+        uplink_mbps: _builtins.float = ...,
+        rtt_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "rtt_ms", b"rtt_ms", "uplink_mbps", b"uplink_mbps", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptModelRequest: _TypeAlias = AdaptModelRequest  # noqa: Y015
+
+@_typing.final
+class AdaptModelResponse(_message.Message):
+    """The version to promote."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Its number."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptModelResponse: _TypeAlias = AdaptModelResponse  # noqa: Y015

@@ -35,7 +35,7 @@ class PartitionServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.ProfileModel = channel.unary_unary(
+        self.ProfileModel = channel.unary_stream(
                 '/splitmesh.api.partition.v1.PartitionService/ProfileModel',
                 request_serializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.ProfileModelRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.ProfileModelResponse.FromString,
@@ -50,6 +50,11 @@ class PartitionServiceStub:
                 request_serializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.SplitModelRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.SplitModelResponse.FromString,
                 _registered_method=True)
+        self.AdaptModel = channel.unary_unary(
+                '/splitmesh.api.partition.v1.PartitionService/AdaptModel',
+                request_serializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.AdaptModelRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.AdaptModelResponse.FromString,
+                _registered_method=True)
 
 
 class PartitionServiceServicer:
@@ -57,23 +62,33 @@ class PartitionServiceServicer:
     """
 
     def ProfileModel(self, request, context):
-        """Times fused prefixes and suffixes of a registered model on the partitioner's node. Errors: MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED.
+        """Times fused prefixes and suffixes of a registered model on a node, and keeps the profile in the registry as it grows: a
+        call that was cut short, or had too small a budget, is continued by the next one. Errors: MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED, NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PlanPartition(self, request, context):
-        """Ranks edge only, cloud only, every cut and the cascade for a link. Errors: as ProfileModel, PLAN_INFEASIBLE.
+        """Ranks edge only, cloud only, every cut and the cascade for a link, or placements over a chain of tiers. Errors: as
+        ProfileModel, PLAN_INFEASIBLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SplitModel(self, request, context):
-        """Cuts a version, verifies head + tail against the whole and registers both as a new version. Errors: CUT_INVALID,
+        """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
         SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdaptModel(self, request, context):
+        """Makes a version that a head runs in the cheapest of several ways, changing between two frames as the link changes: the
+        first version's parts and the list of all. Errors: FIELD_INVALID, MODEL_INCOMPLETE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,7 +97,7 @@ class PartitionServiceServicer:
 
 def add_PartitionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'ProfileModel': grpc.unary_unary_rpc_method_handler(
+            'ProfileModel': grpc.unary_stream_rpc_method_handler(
                     servicer.ProfileModel,
                     request_deserializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.ProfileModelRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.ProfileModelResponse.SerializeToString,
@@ -96,6 +111,11 @@ def add_PartitionServiceServicer_to_server(servicer, server):
                     servicer.SplitModel,
                     request_deserializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.SplitModelRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.SplitModelResponse.SerializeToString,
+            ),
+            'AdaptModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdaptModel,
+                    request_deserializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.AdaptModelRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.AdaptModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -120,7 +140,7 @@ class PartitionService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/splitmesh.api.partition.v1.PartitionService/ProfileModel',
@@ -180,6 +200,33 @@ class PartitionService:
             '/splitmesh.api.partition.v1.PartitionService/SplitModel',
             splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.SplitModelRequest.SerializeToString,
             splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.SplitModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdaptModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.partition.v1.PartitionService/AdaptModel',
+            splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.AdaptModelRequest.SerializeToString,
+            splitmesh_dot_api_dot_partition_dot_v1_dot_partition__pb2.AdaptModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,15 +33,22 @@ class PartitionServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PartitionServiceAsyncStub: ...
-    ProfileModel: _grpc.UnaryUnaryMultiCallable[_partition_pb2.ProfileModelRequest, _partition_pb2.ProfileModelResponse]
-    """Times fused prefixes and suffixes of a registered model on the partitioner's node. Errors: MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED.
+    ProfileModel: _grpc.UnaryStreamMultiCallable[_partition_pb2.ProfileModelRequest, _partition_pb2.ProfileModelResponse]
+    """Times fused prefixes and suffixes of a registered model on a node, and keeps the profile in the registry as it grows: a
+    call that was cut short, or had too small a budget, is continued by the next one. Errors: MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED, NODE_NOT_FOUND.
     """
     PlanPartition: _grpc.UnaryUnaryMultiCallable[_partition_pb2.PlanPartitionRequest, _partition_pb2.PlanPartitionResponse]
-    """Ranks edge only, cloud only, every cut and the cascade for a link. Errors: as ProfileModel, PLAN_INFEASIBLE."""
+    """Ranks edge only, cloud only, every cut and the cascade for a link, or placements over a chain of tiers. Errors: as
+    ProfileModel, PLAN_INFEASIBLE.
+    """
     SplitModel: _grpc.UnaryUnaryMultiCallable[_partition_pb2.SplitModelRequest, _partition_pb2.SplitModelResponse]
-    """Cuts a version, verifies head + tail against the whole and registers both as a new version. Errors: CUT_INVALID,
+    """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
     SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+    """
+    AdaptModel: _grpc.UnaryUnaryMultiCallable[_partition_pb2.AdaptModelRequest, _partition_pb2.AdaptModelResponse]
+    """Makes a version that a head runs in the cheapest of several ways, changing between two frames as the link changes: the
+    first version's parts and the list of all. Errors: FIELD_INVALID, MODEL_INCOMPLETE.
     """
 
 @_typing.type_check_only
@@ -49,15 +56,22 @@ class PartitionServiceAsyncStub(PartitionServiceStub):
     """Profiles models, plans cuts and makes split versions."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ProfileModel: _aio.UnaryUnaryMultiCallable[_partition_pb2.ProfileModelRequest, _partition_pb2.ProfileModelResponse]  # type: ignore[assignment]
-    """Times fused prefixes and suffixes of a registered model on the partitioner's node. Errors: MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED.
+    ProfileModel: _aio.UnaryStreamMultiCallable[_partition_pb2.ProfileModelRequest, _partition_pb2.ProfileModelResponse]  # type: ignore[assignment]
+    """Times fused prefixes and suffixes of a registered model on a node, and keeps the profile in the registry as it grows: a
+    call that was cut short, or had too small a budget, is continued by the next one. Errors: MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED, NODE_NOT_FOUND.
     """
     PlanPartition: _aio.UnaryUnaryMultiCallable[_partition_pb2.PlanPartitionRequest, _partition_pb2.PlanPartitionResponse]  # type: ignore[assignment]
-    """Ranks edge only, cloud only, every cut and the cascade for a link. Errors: as ProfileModel, PLAN_INFEASIBLE."""
+    """Ranks edge only, cloud only, every cut and the cascade for a link, or placements over a chain of tiers. Errors: as
+    ProfileModel, PLAN_INFEASIBLE.
+    """
     SplitModel: _aio.UnaryUnaryMultiCallable[_partition_pb2.SplitModelRequest, _partition_pb2.SplitModelResponse]  # type: ignore[assignment]
-    """Cuts a version, verifies head + tail against the whole and registers both as a new version. Errors: CUT_INVALID,
+    """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
     SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+    """
+    AdaptModel: _aio.UnaryUnaryMultiCallable[_partition_pb2.AdaptModelRequest, _partition_pb2.AdaptModelResponse]  # type: ignore[assignment]
+    """Makes a version that a head runs in the cheapest of several ways, changing between two frames as the link changes: the
+    first version's parts and the list of all. Errors: FIELD_INVALID, MODEL_INCOMPLETE.
     """
 
 class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,9 +82,10 @@ class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _partition_pb2.ProfileModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_partition_pb2.ProfileModelResponse, _abc.Awaitable[_partition_pb2.ProfileModelResponse]]:
-        """Times fused prefixes and suffixes of a registered model on the partitioner's node. Errors: MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED.
+    ) -> _typing.Union[_abc.Iterator[_partition_pb2.ProfileModelResponse], _abc.AsyncIterator[_partition_pb2.ProfileModelResponse]]:
+        """Times fused prefixes and suffixes of a registered model on a node, and keeps the profile in the registry as it grows: a
+        call that was cut short, or had too small a budget, is continued by the next one. Errors: MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND, MODEL_*, DEADLINE_EXPIRED, NODE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -79,7 +94,9 @@ class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _partition_pb2.PlanPartitionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_partition_pb2.PlanPartitionResponse, _abc.Awaitable[_partition_pb2.PlanPartitionResponse]]:
-        """Ranks edge only, cloud only, every cut and the cascade for a link. Errors: as ProfileModel, PLAN_INFEASIBLE."""
+        """Ranks edge only, cloud only, every cut and the cascade for a link, or placements over a chain of tiers. Errors: as
+        ProfileModel, PLAN_INFEASIBLE.
+        """
 
     @_abc_1.abstractmethod
     def SplitModel(
@@ -87,8 +104,18 @@ class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _partition_pb2.SplitModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_partition_pb2.SplitModelResponse, _abc.Awaitable[_partition_pb2.SplitModelResponse]]:
-        """Cuts a version, verifies head + tail against the whole and registers both as a new version. Errors: CUT_INVALID,
+        """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
         SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def AdaptModel(
+        self,
+        request: _partition_pb2.AdaptModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_partition_pb2.AdaptModelResponse, _abc.Awaitable[_partition_pb2.AdaptModelResponse]]:
+        """Makes a version that a head runs in the cheapest of several ways, changing between two frames as the link changes: the
+        first version's parts and the list of all. Errors: FIELD_INVALID, MODEL_INCOMPLETE.
         """
 
 def add_PartitionServiceServicer_to_server(servicer: PartitionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from splitmesh.api.profile.v1 import profile_pb2 as splitmesh_dot_api_dot_profile_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(splitmesh/api/registry/v1/registry.proto\x12\x19splitmesh.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xce\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\r\x12>\n\x07\x61liases\x18\x03 \x03(\x0b\x32-.splitmesh.api.registry.v1.Model.AliasesEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xe1\x01\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06parent\x18\x03 \x01(\r\x12\x36\n\tartifacts\x18\x04 \x03(\x0b\x32#.splitmesh.api.registry.v1.Artifact\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\"g\n\x13PushArtifactRequest\x12\x35\n\x05start\x18\x01 \x01(\x0b\x32$.splitmesh.api.registry.v1.PushStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"?\n\tPushStart\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\":\n\x14PushArtifactResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\"\n\x10GetUploadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"5\n\x11GetUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"5\n\x13PullArtifactRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"H\n\x14PullArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xaa\x01\n\x14\x43reateVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x36\n\tartifacts\x18\x02 \x03(\x0b\x32#.splitmesh.api.registry.v1.Artifact\x12\x0e\n\x06parent\x18\x03 \x01(\r\x12\x12\n\ncreated_by\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"Q\n\x15\x43reateVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\"R\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\rH\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\n\n\x08selector\"N\n\x12GetVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .splitmesh.api.registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x14ListVersionsResponse\x12\x39\n\x08versions\x18\x01 \x03(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x0fSetAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"=\n\x10SetAliasResponse\x12\x18\n\x10previous_version\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\"1\n\x11WatchAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"`\n\x12WatchAliasResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\x12\x10\n\x08revision\x18\x02 \x01(\x04\x32\xec\x07\n\x0fRegistryService\x12q\n\x0cPushArtifact\x12..splitmesh.api.registry.v1.PushArtifactRequest\x1a/.splitmesh.api.registry.v1.PushArtifactResponse(\x01\x12\x66\n\tGetUpload\x12+.splitmesh.api.registry.v1.GetUploadRequest\x1a,.splitmesh.api.registry.v1.GetUploadResponse\x12q\n\x0cPullArtifact\x12..splitmesh.api.registry.v1.PullArtifactRequest\x1a/.splitmesh.api.registry.v1.PullArtifactResponse0\x01\x12r\n\rCreateVersion\x12/.splitmesh.api.registry.v1.CreateVersionRequest\x1a\x30.splitmesh.api.registry.v1.CreateVersionResponse\x12i\n\nGetVersion\x12,.splitmesh.api.registry.v1.GetVersionRequest\x1a-.splitmesh.api.registry.v1.GetVersionResponse\x12i\n\nListModels\x12,.splitmesh.api.registry.v1.ListModelsRequest\x1a-.splitmesh.api.registry.v1.ListModelsResponse\x12o\n\x0cListVersions\x12..splitmesh.api.registry.v1.ListVersionsRequest\x1a/.splitmesh.api.registry.v1.ListVersionsResponse\x12\x63\n\x08SetAlias\x12*.splitmesh.api.registry.v1.SetAliasRequest\x1a+.splitmesh.api.registry.v1.SetAliasResponse\x12k\n\nWatchAlias\x12,.splitmesh.api.registry.v1.WatchAliasRequest\x1a-.splitmesh.api.registry.v1.WatchAliasResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(splitmesh/api/registry/v1/registry.proto\x12\x19splitmesh.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&splitmesh/api/profile/v1/profile.proto\"<\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xce\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\r\x12>\n\x07\x61liases\x18\x03 \x03(\x0b\x32-.splitmesh.api.registry.v1.Model.AliasesEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xe1\x01\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06parent\x18\x03 \x01(\r\x12\x36\n\tartifacts\x18\x04 \x03(\x0b\x32#.splitmesh.api.registry.v1.Artifact\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\"g\n\x13PushArtifactRequest\x12\x35\n\x05start\x18\x01 \x01(\x0b\x32$.splitmesh.api.registry.v1.PushStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"?\n\tPushStart\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\":\n\x14PushArtifactResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\"\n\x10GetUploadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"5\n\x11GetUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"5\n\x13PullArtifactRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"H\n\x14PullArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xaa\x01\n\x14\x43reateVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x36\n\tartifacts\x18\x02 \x03(\x0b\x32#.splitmesh.api.registry.v1.Artifact\x12\x0e\n\x06parent\x18\x03 \x01(\r\x12\x12\n\ncreated_by\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"Q\n\x15\x43reateVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\"R\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\rH\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\n\n\x08selector\"N\n\x12GetVersionResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .splitmesh.api.registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x14ListVersionsResponse\x12\x39\n\x08versions\x18\x01 \x03(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x0fSetAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"=\n\x10SetAliasResponse\x12\x18\n\x10previous_version\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\"1\n\x11WatchAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"`\n\x12WatchAliasResponse\x12\x38\n\x07version\x18\x01 \x01(\x0b\x32\'.splitmesh.api.registry.v1.ModelVersion\x12\x10\n\x08revision\x18\x02 \x01(\x04\"g\n\x11PutProfileRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x32\n\x07profile\x18\x03 \x01(\x0b\x32!.splitmesh.api.profile.v1.Profile\"\x14\n\x12PutProfileResponse\"C\n\x13ListProfilesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\"R\n\x14ListProfilesResponse\x12:\n\x08profiles\x18\x01 \x03(\x0b\x32(.splitmesh.api.registry.v1.StoredProfile\"t\n\rStoredProfile\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.splitmesh.api.profile.v1.Profile\x12/\n\x0bupdate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc8\t\n\x0fRegistryService\x12q\n\x0cPushArtifact\x12..splitmesh.api.registry.v1.PushArtifactRequest\x1a/.splitmesh.api.registry.v1.PushArtifactResponse(\x01\x12\x66\n\tGetUpload\x12+.splitmesh.api.registry.v1.GetUploadRequest\x1a,.splitmesh.api.registry.v1.GetUploadResponse\x12q\n\x0cPullArtifact\x12..splitmesh.api.registry.v1.PullArtifactRequest\x1a/.splitmesh.api.registry.v1.PullArtifactResponse0\x01\x12r\n\rCreateVersion\x12/.splitmesh.api.registry.v1.CreateVersionRequest\x1a\x30.splitmesh.api.registry.v1.CreateVersionResponse\x12i\n\nGetVersion\x12,.splitmesh.api.registry.v1.GetVersionRequest\x1a-.splitmesh.api.registry.v1.GetVersionResponse\x12i\n\nListModels\x12,.splitmesh.api.registry.v1.ListModelsRequest\x1a-.splitmesh.api.registry.v1.ListModelsResponse\x12o\n\x0cListVersions\x12..splitmesh.api.registry.v1.ListVersionsRequest\x1a/.splitmesh.api.registry.v1.ListVersionsResponse\x12\x63\n\x08SetAlias\x12*.splitmesh.api.registry.v1.SetAliasRequest\x1a+.splitmesh.api.registry.v1.SetAliasResponse\x12k\n\nWatchAlias\x12,.splitmesh.api.registry.v1.WatchAliasRequest\x1a-.splitmesh.api.registry.v1.WatchAliasResponse0\x01\x12i\n\nPutProfile\x12,.splitmesh.api.registry.v1.PutProfileRequest\x1a-.splitmesh.api.registry.v1.PutProfileResponse\x12o\n\x0cListProfiles\x12..splitmesh.api.registry.v1.ListProfilesRequest\x1a/.splitmesh.api.registry.v1.ListProfilesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,52 +35,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_ALIASESENTRY']._loaded_options = None
   _globals['_MODEL_ALIASESENTRY']._serialized_options = b'8\001'
-  _globals['_ARTIFACT']._serialized_start=104
-  _globals['_ARTIFACT']._serialized_end=164
-  _globals['_MODEL']._serialized_start=167
-  _globals['_MODEL']._serialized_end=373
-  _globals['_MODEL_ALIASESENTRY']._serialized_start=327
-  _globals['_MODEL_ALIASESENTRY']._serialized_end=373
-  _globals['_MODELVERSION']._serialized_start=376
-  _globals['_MODELVERSION']._serialized_end=601
-  _globals['_PUSHARTIFACTREQUEST']._serialized_start=603
-  _globals['_PUSHARTIFACTREQUEST']._serialized_end=706
-  _globals['_PUSHSTART']._serialized_start=708
-  _globals['_PUSHSTART']._serialized_end=771
-  _globals['_PUSHARTIFACTRESPONSE']._serialized_start=773
-  _globals['_PUSHARTIFACTRESPONSE']._serialized_end=831
-  _globals['_GETUPLOADREQUEST']._serialized_start=833
-  _globals['_GETUPLOADREQUEST']._serialized_end=867
-  _globals['_GETUPLOADRESPONSE']._serialized_start=869
-  _globals['_GETUPLOADRESPONSE']._serialized_end=922
-  _globals['_PULLARTIFACTREQUEST']._serialized_start=924
-  _globals['_PULLARTIFACTREQUEST']._serialized_end=977
-  _globals['_PULLARTIFACTRESPONSE']._serialized_start=979
-  _globals['_PULLARTIFACTRESPONSE']._serialized_end=1051
-  _globals['_CREATEVERSIONREQUEST']._serialized_start=1054
-  _globals['_CREATEVERSIONREQUEST']._serialized_end=1224
-  _globals['_CREATEVERSIONRESPONSE']._serialized_start=1226
-  _globals['_CREATEVERSIONRESPONSE']._serialized_end=1307
-  _globals['_GETVERSIONREQUEST']._serialized_start=1309
-  _globals['_GETVERSIONREQUEST']._serialized_end=1391
-  _globals['_GETVERSIONRESPONSE']._serialized_start=1393
-  _globals['_GETVERSIONRESPONSE']._serialized_end=1471
-  _globals['_LISTMODELSREQUEST']._serialized_start=1473
-  _globals['_LISTMODELSREQUEST']._serialized_end=1531
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1533
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1628
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1630
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1705
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1707
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1813
-  _globals['_SETALIASREQUEST']._serialized_start=1815
-  _globals['_SETALIASREQUEST']._serialized_end=1879
-  _globals['_SETALIASRESPONSE']._serialized_start=1881
-  _globals['_SETALIASRESPONSE']._serialized_end=1942
-  _globals['_WATCHALIASREQUEST']._serialized_start=1944
-  _globals['_WATCHALIASREQUEST']._serialized_end=1993
-  _globals['_WATCHALIASRESPONSE']._serialized_start=1995
-  _globals['_WATCHALIASRESPONSE']._serialized_end=2091
-  _globals['_REGISTRYSERVICE']._serialized_start=2094
-  _globals['_REGISTRYSERVICE']._serialized_end=3098
+  _globals['_ARTIFACT']._serialized_start=144
+  _globals['_ARTIFACT']._serialized_end=204
+  _globals['_MODEL']._serialized_start=207
+  _globals['_MODEL']._serialized_end=413
+  _globals['_MODEL_ALIASESENTRY']._serialized_start=367
+  _globals['_MODEL_ALIASESENTRY']._serialized_end=413
+  _globals['_MODELVERSION']._serialized_start=416
+  _globals['_MODELVERSION']._serialized_end=641
+  _globals['_PUSHARTIFACTREQUEST']._serialized_start=643
+  _globals['_PUSHARTIFACTREQUEST']._serialized_end=746
+  _globals['_PUSHSTART']._serialized_start=748
+  _globals['_PUSHSTART']._serialized_end=811
+  _globals['_PUSHARTIFACTRESPONSE']._serialized_start=813
+  _globals['_PUSHARTIFACTRESPONSE']._serialized_end=871
+  _globals['_GETUPLOADREQUEST']._serialized_start=873
+  _globals['_GETUPLOADREQUEST']._serialized_end=907
+  _globals['_GETUPLOADRESPONSE']._serialized_start=909
+  _globals['_GETUPLOADRESPONSE']._serialized_end=962
+  _globals['_PULLARTIFACTREQUEST']._serialized_start=964
+  _globals['_PULLARTIFACTREQUEST']._serialized_end=1017
+  _globals['_PULLARTIFACTRESPONSE']._serialized_start=1019
+  _globals['_PULLARTIFACTRESPONSE']._serialized_end=1091
+  _globals['_CREATEVERSIONREQUEST']._serialized_start=1094
+  _globals['_CREATEVERSIONREQUEST']._serialized_end=1264
+  _globals['_CREATEVERSIONRESPONSE']._serialized_start=1266
+  _globals['_CREATEVERSIONRESPONSE']._serialized_end=1347
+  _globals['_GETVERSIONREQUEST']._serialized_start=1349
+  _globals['_GETVERSIONREQUEST']._serialized_end=1431
+  _globals['_GETVERSIONRESPONSE']._serialized_start=1433
+  _globals['_GETVERSIONRESPONSE']._serialized_end=1511
+  _globals['_LISTMODELSREQUEST']._serialized_start=1513
+  _globals['_LISTMODELSREQUEST']._serialized_end=1571
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1573
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1668
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1670
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1745
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1747
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1853
+  _globals['_SETALIASREQUEST']._serialized_start=1855
+  _globals['_SETALIASREQUEST']._serialized_end=1919
+  _globals['_SETALIASRESPONSE']._serialized_start=1921
+  _globals['_SETALIASRESPONSE']._serialized_end=1982
+  _globals['_WATCHALIASREQUEST']._serialized_start=1984
+  _globals['_WATCHALIASREQUEST']._serialized_end=2033
+  _globals['_WATCHALIASRESPONSE']._serialized_start=2035
+  _globals['_WATCHALIASRESPONSE']._serialized_end=2131
+  _globals['_PUTPROFILEREQUEST']._serialized_start=2133
+  _globals['_PUTPROFILEREQUEST']._serialized_end=2236
+  _globals['_PUTPROFILERESPONSE']._serialized_start=2238
+  _globals['_PUTPROFILERESPONSE']._serialized_end=2258
+  _globals['_LISTPROFILESREQUEST']._serialized_start=2260
+  _globals['_LISTPROFILESREQUEST']._serialized_end=2327
+  _globals['_LISTPROFILESRESPONSE']._serialized_start=2329
+  _globals['_LISTPROFILESRESPONSE']._serialized_end=2411
+  _globals['_STOREDPROFILE']._serialized_start=2413
+  _globals['_STOREDPROFILE']._serialized_end=2529
+  _globals['_REGISTRYSERVICE']._serialized_start=2532
+  _globals['_REGISTRYSERVICE']._serialized_end=3756
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,16 @@ class RegistryServiceStub:
                 request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasResponse.FromString,
                 _registered_method=True)
+        self.PutProfile = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/PutProfile',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutProfileRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutProfileResponse.FromString,
+                _registered_method=True)
+        self.ListProfiles = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/ListProfiles',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListProfilesRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListProfilesResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -157,6 +167,21 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutProfile(self, request, context):
+        """Keeps a profile; one with the same key is replaced. Versions that hold the same whole model share their profiles.
+        Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProfiles(self, request, context):
+        """Every profile of a version, newest first. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -204,6 +229,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.WatchAlias,
                     request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasResponse.SerializeToString,
+            ),
+            'PutProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutProfile,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutProfileRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutProfileResponse.SerializeToString,
+            ),
+            'ListProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProfiles,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListProfilesRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListProfilesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -450,6 +485,60 @@ class RegistryService:
             '/splitmesh.api.registry.v1.RegistryService/WatchAlias',
             splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasRequest.SerializeToString,
             splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/PutProfile',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutProfileRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/ListProfiles',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListProfilesRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListProfilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

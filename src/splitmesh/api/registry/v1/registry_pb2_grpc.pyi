@@ -62,6 +62,12 @@ class RegistryServiceStub:
     sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
     NOT_READY.
     """
+    PutProfile: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PutProfileRequest, _registry_pb2.PutProfileResponse]
+    """Keeps a profile; one with the same key is replaced. Versions that hold the same whole model share their profiles.
+    Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
+    """
+    ListProfiles: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListProfilesRequest, _registry_pb2.ListProfilesResponse]
+    """Every profile of a version, newest first. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -97,6 +103,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
     NOT_READY.
     """
+    PutProfile: _aio.UnaryUnaryMultiCallable[_registry_pb2.PutProfileRequest, _registry_pb2.PutProfileResponse]  # type: ignore[assignment]
+    """Keeps a profile; one with the same key is replaced. Versions that hold the same whole model share their profiles.
+    Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
+    """
+    ListProfiles: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListProfilesRequest, _registry_pb2.ListProfilesResponse]  # type: ignore[assignment]
+    """Every profile of a version, newest first. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps every model version, content-addressed, and tells watchers when an alias moves."""
@@ -183,5 +195,23 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
         NOT_READY.
         """
+
+    @_abc_1.abstractmethod
+    def PutProfile(
+        self,
+        request: _registry_pb2.PutProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.PutProfileResponse, _abc.Awaitable[_registry_pb2.PutProfileResponse]]:
+        """Keeps a profile; one with the same key is replaced. Versions that hold the same whole model share their profiles.
+        Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def ListProfiles(
+        self,
+        request: _registry_pb2.ListProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListProfilesResponse, _abc.Awaitable[_registry_pb2.ListProfilesResponse]]:
+        """Every profile of a version, newest first. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

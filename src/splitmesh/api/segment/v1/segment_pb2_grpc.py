@@ -45,6 +45,11 @@ class SegmentServiceStub:
                 request_serializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Profile = channel.stream_unary(
+                '/splitmesh.api.segment.v1.SegmentService/Profile',
+                request_serializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.ProfileRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.ProfileResponse.FromString,
+                _registered_method=True)
 
 
 class SegmentServiceServicer:
@@ -66,6 +71,15 @@ class SegmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Profile(self, request_iterator, context):
+        """Times one ONNX piece on this node: in a child process with limits on time and memory, one at a time. First message:
+        start; then data. Serving frames goes on meanwhile and both disturb each other. Errors: MODEL_CORRUPT,
+        MODEL_TOO_LARGE, FIELD_INVALID, DIGEST_MISMATCH, UPLOAD_TRUNCATED, QUEUE_FULL, DEADLINE_EXPIRED, PROTOCOL_VIOLATION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SegmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +92,11 @@ def add_SegmentServiceServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.DescribeRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Profile': grpc.stream_unary_rpc_method_handler(
+                    servicer.Profile,
+                    request_deserializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.ProfileRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.ProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +154,33 @@ class SegmentService:
             '/splitmesh.api.segment.v1.SegmentService/Describe',
             splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.DescribeRequest.SerializeToString,
             splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Profile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/splitmesh.api.segment.v1.SegmentService/Profile',
+            splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.ProfileRequest.SerializeToString,
+            splitmesh_dot_api_dot_segment_dot_v1_dot_segment__pb2.ProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

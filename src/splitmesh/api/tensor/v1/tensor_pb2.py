@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$splitmesh/api/tensor/v1/tensor.proto\x12\x17splitmesh.api.tensor.v1\"_\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\tdata_type\x18\x02 \x01(\x0e\x32!.splitmesh.api.tensor.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\"I\n\x06Tensor\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xab\x01\n\x0b\x46rameHeader\x12\x34\n\x07tensors\x18\x01 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12-\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x1e.splitmesh.api.tensor.v1.Codec\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\x07*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x04\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x08*B\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ODEC_IDENTITY\x10\x01\x12\x0e\n\nCODEC_ZSTD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$splitmesh/api/tensor/v1/tensor.proto\x12\x17splitmesh.api.tensor.v1\"_\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\tdata_type\x18\x02 \x01(\x0e\x32!.splitmesh.api.tensor.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\"I\n\x06Tensor\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\">\n\nTensorList\x12\x30\n\x07tensors\x18\x01 \x03(\x0b\x32\x1f.splitmesh.api.tensor.v1.Tensor\"\xab\x01\n\x0b\x46rameHeader\x12\x34\n\x07tensors\x18\x01 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12-\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x1e.splitmesh.api.tensor.v1.Codec\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\x07*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x04\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x08*B\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ODEC_IDENTITY\x10\x01\x12\x0e\n\nCODEC_ZSTD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitmesh.api.tensor.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=412
-  _globals['_DATATYPE']._serialized_end=621
-  _globals['_CODEC']._serialized_start=623
-  _globals['_CODEC']._serialized_end=689
+  _globals['_DATATYPE']._serialized_start=476
+  _globals['_DATATYPE']._serialized_end=685
+  _globals['_CODEC']._serialized_start=687
+  _globals['_CODEC']._serialized_end=753
   _globals['_TENSORSPEC']._serialized_start=65
   _globals['_TENSORSPEC']._serialized_end=160
   _globals['_TENSOR']._serialized_start=162
   _globals['_TENSOR']._serialized_end=235
-  _globals['_FRAMEHEADER']._serialized_start=238
-  _globals['_FRAMEHEADER']._serialized_end=409
+  _globals['_TENSORLIST']._serialized_start=237
+  _globals['_TENSORLIST']._serialized_end=299
+  _globals['_FRAMEHEADER']._serialized_start=302
+  _globals['_FRAMEHEADER']._serialized_end=473
 # @@protoc_insertion_point(module_scope)

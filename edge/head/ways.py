@@ -1,0 +1,256 @@
+"""The ways a head can run one model now, and which of them it goes.
+
+Usually one. A version with a list of alternatives has several, all loaded; the cheapest by what is measured (link, tail,
+own times, frames per second) is chosen anew ten times a second, with hysteresis. A change is one assignment between two
+frames: frames that began one way end that way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from edge.head.active import ActiveModel
+from splitmesh.client.link_estimate import LinkEstimator
+from splitmesh.errors import MeshError
+from splitmesh.model.alternatives import Alternative, AlternativeSet, LinkState, expected_ms
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+GAIN = 0.15
+"""Share of the present cost that another way must save; what a change and a wrong estimate may cost."""
+LEAST_GAIN_MS = 1.0
+HOLD_TICKS = 2
+"""Another way must be better for so long, so that one late frame changes nothing."""
+DWELL_S = 3.0
+"""After a change a way is kept for so long, unless another one saves half."""
+PING_S = 1.0
+STALE_S = 3.0
+"""Without a frame across the link for so long its estimate is doubted; a shadow frame then asks."""
+RESERVE = 1.5
+"""Times the expected time of the whole model that a frame's deadline must leave for it."""
+WEIGHT = 0.1
+"""Of a new figure against the old one."""
+
+
+@dataclass(slots=True)
+class Way:
+    """One loaded version with what was expected and what was seen of it."""
+
+    active: ActiveModel
+    planned: Alternative
+    edge_ms: float | None = None
+    """Seen: the head, or the whole model."""
+    uplink_bytes: float | None = None
+    share: float | None = None
+
+    def now(self, edge_factor: float, cloud_factor: float) -> Alternative:
+        """What it costs by now: seen where it was seen, else planned and corrected as the other ways were."""
+        planned = self.planned
+        crosses = planned.share > 0
+        return planned.model_copy(
+            update={
+                "edge_ms": self.edge_ms if self.edge_ms is not None else planned.edge_ms * edge_factor,
+                "cloud_ms": planned.cloud_ms * cloud_factor,
+                "uplink_bytes": (self.uplink_bytes or planned.uplink_bytes) if crosses else 0.0,
+                "share": max(1e-3, self.share if self.share is not None else planned.share) if crosses else 0.0,
+            }
+        )
+
+
+class Hysteresis:
+    """Whether to change; pure."""
+
+    def __init__(self) -> None:
+        self._wish: int | None = None
+        self._ticks = 0
+        self._changed_s = float("-inf")
+
+    def choose(self, current: int, costs: Sequence[float], now_s: float) -> int:
+        """The way to go from now on, by index: ``current`` unless another one has been better for long enough."""
+        best = min(range(len(costs)), key=costs.__getitem__)
+        saved = costs[current] - costs[best]
+        wanted = saved >= LEAST_GAIN_MS and costs[best] < (1 - GAIN) * costs[current]
+        if now_s - self._changed_s < DWELL_S and costs[best] > costs[current] / 2:
+            wanted = False
+        if not wanted:
+            self._wish = None
+            return current
+        self._ticks = self._ticks + 1 if self._wish == best else 1
+        self._wish = best
+        if self._ticks < HOLD_TICKS:
+            return current
+        self._wish, self._changed_s = None, now_s
+        return best
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Figures that hold for every way."""
+
+    edge_factor: float = 1.0
+    cloud_factor: float = 1.0
+    frames_per_s: float = 0.0
+    frames: int = 0
+    shadow_s: float = field(default_factory=lambda: float("-inf"))
+
+
+class Ways:
+    """All ways of one version, the first one's number being the version's own."""
+
+    def __init__(self, ways: Sequence[Way], estimator: LinkEstimator | None, *, workers: int) -> None:
+        self._ways = list(ways)
+        self._estimator = estimator
+        self._workers = workers
+        self._index = 0
+        self._seen = _Seen()
+        self._hysteresis = Hysteresis()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    def only(cls, active: ActiveModel) -> Ways:
+        """A version without alternatives."""
+        return cls([Way(active, Alternative(version=0, name="", edge_ms=0.0))], None, workers=1)
+
+    @property
+    def current(self) -> ActiveModel:
+        """What the next frame is answered with."""
+        return self._ways[self._index].active
+
+    @property
+    def all(self) -> list[ActiveModel]:
+        """Everything loaded."""
+        return [way.active for way in self._ways]
+
+    def start(self) -> None:
+        """Begin to choose, where there is a choice."""
+        if len(self._ways) > 1:
+            self._tasks = [asyncio.create_task(self._for_ever(self._choose, TICK_S)),
+                           asyncio.create_task(self._for_ever(self._ping, PING_S))]  # fmt: skip
+
+    async def retire(self) -> None:
+        """Unload each way when its last frame is answered."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(way.active.retire() for way in self._ways))
+
+    def saw_head(self, active: ActiveModel, head_ms: float) -> None:
+        """A frame's head took so long."""
+        self._seen.frames += 1
+        way = self._way(active)
+        if way is None or self._estimator is None:
+            return
+        way.edge_ms = _blend(way.edge_ms, head_ms)
+        self._seen.edge_factor = way.edge_ms / max(way.planned.edge_ms, 1e-3)
+
+    def saw_end(self, active: ActiveModel, *, uplink_bytes: int, tail_ms: float) -> None:
+        """A frame was answered: how many bytes crossed for it, and how long a tail computed; 0 where none did."""
+        way = self._way(active)
+        if way is None or self._estimator is None or way.planned.share == 0:
+            return
+        way.share = _blend(way.share if way.share is not None else way.planned.share, float(uplink_bytes > 0))
+        if uplink_bytes:
+            way.uplink_bytes = _blend(way.uplink_bytes, uplink_bytes)
+        if tail_ms:
+            factor = tail_ms / max(way.planned.cloud_ms, 1e-3)
+            self._seen.cloud_factor = _blend(self._seen.cloud_factor, factor)
+
+    def shadow_due(self) -> ActiveModel | None:
+        """Whom to send a copy of a frame that was answered here, now that the link has not been heard of for long."""
+        if self._estimator is None or len(self._ways) < 2:
+            return None
+        now_s = time.monotonic()
+        if now_s - max(self._estimator.heard_ms / 1e3, self._seen.shadow_s) < STALE_S:
+            return None
+        costs = self._costs(now_s)
+        crossing = [index for index, way in enumerate(self._ways) if _open(way.active)]
+        if not crossing:
+            return None
+        self._seen.shadow_s = now_s
+        return self._ways[min(crossing, key=lambda index: costs[index])].active
+
+    def whole(self) -> ActiveModel | None:
+        """The way that needs no tail, where there is one besides others."""
+        way = self._whole()
+        return None if way is None else way.active
+
+    def whole_ms(self) -> float:
+        """Time to keep back for answering that way; 0 where there is none."""
+        way = self._whole()
+        if way is None:
+            return 0.0
+        # Not seen yet: the other ways' factor may flatter it, and an answer that is late is none.
+        expected = way.edge_ms or way.planned.edge_ms * max(1.0, self._seen.edge_factor)
+        return RESERVE * expected
+
+    def _whole(self) -> Way | None:
+        return next((way for way in self._ways if way.active.link is None), None) if len(self._ways) > 1 else None
+
+    def _way(self, active: ActiveModel) -> Way | None:
+        return next((way for way in self._ways if way.active is active), None)
+
+    def _costs(self, now_s: float) -> list[float]:
+        link = LinkState(0.0, 0.0) if self._estimator is None else self._estimator.state(now_s * 1e3)
+        return [
+            expected_ms(
+                way.now(self._seen.edge_factor, self._seen.cloud_factor),
+                link if way.active.link is None or _open(way.active) else LinkState(0.0, 0.0),
+                self._seen.frames_per_s,
+                edge_workers=self._workers,
+            )
+            for way in self._ways
+        ]
+
+    async def _for_ever(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
+        while True:
+            try:
+                await step()
+            except Exception:
+                # The frames go on the way they go; only changes would stop.
+                log.exception("choosing among alternatives failed unexpectedly; trying again")
+            await asyncio.sleep(pause_s)
+
+    async def _choose(self) -> None:
+        seen = self._seen
+        seen.frames_per_s += 0.2 * (seen.frames / TICK_S - seen.frames_per_s)
+        seen.frames = 0
+        now_s = time.monotonic()
+        costs = self._costs(now_s)
+        index = self._hysteresis.choose(self._index, costs, now_s)
+        if index == self._index:
+            return
+        before, self._index = self._index, index
+        assert self._estimator is not None
+        link = self._estimator.state(now_s * 1e3)
+        log.info(
+            "%s goes on %s (version %d): %.1f ms expected instead of %.1f; uplink %.2f Mbit/s, round trip %.1f ms",
+            self.current.info.model, self._ways[index].planned.name, self.current.info.version, costs[index],
+            costs[before], link.bytes_per_ms * 8e-3, link.rtt_ms,
+        )  # fmt: skip
+
+    async def _ping(self) -> None:
+        link = next((way.active.link for way in self._ways if way.active.link is not None), None)
+        if link is None or self._estimator is None:
+            return
+        with suppress(MeshError):
+            took_ms = await link.ping(PING_S)
+            self._estimator.pinged(took_ms, time.monotonic() * 1e3)
+
+
+def estimator_for(planned: AlternativeSet) -> LinkEstimator:
+    """One that believes in the planned link at first."""
+    return LinkEstimator(planned.uplink_mbps * 1e3 / 8, planned.rtt_ms)
+
+
+def _open(active: ActiveModel) -> bool:
+    return active.link is not None and active.link.available
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else old + WEIGHT * (new - old)

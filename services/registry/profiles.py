@@ -1,0 +1,61 @@
+"""The rules of profiles: which model they belong to and how large they may be.
+
+A profile is kept by the content of the whole model, so a split or compressed version finds those of the version that it
+was made from. Knows nothing of how they are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from services.registry.names import check_model_name
+from services.registry.store import MetadataStore, ProfileRecord
+from services.registry.versions import utc_now
+from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.model.manifest import WHOLE
+from splitmesh.model.profile_data import Profile
+
+MAX_PROFILE_BYTES = 8 << 20
+"""Of one profile as text; a thousand cuts take about 1 MiB."""
+
+
+class Profiles:
+    """Profiles of one registry."""
+
+    def __init__(self, store: MetadataStore, *, max_reply_bytes: int, now: Callable[[], datetime] = utc_now) -> None:
+        self._store = store
+        self._max_reply_bytes = max_reply_bytes
+        self._now = now
+
+    async def put(self, model: str, version: int, profile: Profile) -> None:
+        """Keeps it; MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_INCOMPLETE, FIELD_INVALID (too large), STORAGE_FULL."""
+        digest = await self._digest(model, version)
+        content = profile.model_dump_json()
+        if len(content) > MAX_PROFILE_BYTES:
+            raise field_error("profile", f"takes {len(content)} bytes; at most {MAX_PROFILE_BYTES} are kept")
+        key = profile.key.model_dump_json()
+        await self._store.put_profile(ProfileRecord(digest, key, profile.key.node, content, self._now()))
+
+    async def list(self, model: str, version: int, node: str) -> list[tuple[Profile, datetime]]:
+        """Newest first, as many as fit in a reply; only of one node unless it is empty. Raises as :meth:`put`."""
+        found: list[tuple[Profile, datetime]] = []
+        size = 0
+        for record in await self._store.list_profiles(await self._digest(model, version), node):
+            size += len(record.content)
+            if found and size > self._max_reply_bytes:
+                break
+            found.append((Profile.from_json(record.content), record.update_time))
+        return found
+
+    async def _digest(self, model: str, version: int) -> str:
+        check_model_name(model)
+        record = await self._store.get_version(model, version)
+        for artifact in record.artifacts:
+            if artifact.name == WHOLE:
+                return artifact.sha256
+        raise MeshError(
+            Reason.MODEL_INCOMPLETE,
+            f"version {version} of {model!r} has no {WHOLE}, so nothing to profile",
+            metadata={"missing": WHOLE},
+        )
