@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -33,6 +34,10 @@ from splitmesh.testing.mesh import LocalMesh, ProcessLauncher
 
 CUT = "waist"
 """The shipped model's narrow tensor; benchmarks cut there so that they measure the mesh and not the planner."""
+
+
+WIDTH = 160
+"""Of a table that goes to a file."""
 
 
 @dataclass
@@ -64,7 +69,7 @@ def publish(result: Result) -> None:
         table.add_column(column.replace("_", " "), justify="left" if column == columns[0] else "right")
     for row in result.rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     console.print(table)
     verdict = {True: "met", False: "NOT met", None: "no goal"}[result.met]
     console.print(f"baseline: {result.baseline}\ngoal: {result.goal}\nmeasured: {result.measured} ({verdict})")

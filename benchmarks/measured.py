@@ -1,7 +1,8 @@
 """Every way to run a model, measured and not predicted: real sessions, real coding of other pictures than the profile's.
 
-The whole model is timed in every round beside the pieces, and a cut's times are divided by how much slower the whole ran
-in its rounds than in all: what else the machine does meanwhile would otherwise decide between cuts.
+The whole model is timed in every round beside the pieces, and the round's times are divided by how much slower the whole
+ran in these rounds than it did, timed the same way, when the profile was made: otherwise what else the machine does would
+decide. The profile's own time of the whole is no part of this: where that is wrong, the plan pays for it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -80,14 +81,22 @@ def key_of(option: Option) -> Key:
     return option.kind, tuple(sorted(option.cut)), option.codec
 
 
-def rival_cuts(graph: Graph, sizes: Callable[[Cut], float], count: int) -> list[Cut]:
-    """About ``count`` candidates: the work is divided evenly, and of each part the cut that sends least is taken."""
+def rival_cuts(graph: Graph, count: int) -> list[Cut]:
+    """About ``count`` candidates: the work is divided evenly, and of each part the smallest cut is taken, the last of equal
+    ones (behind the activation, which packs better). No profile is asked.
+    """
     best: dict[int, Cut] = {}
     for cut in list_cuts(graph):
         part = min(count - 1, int(cut.position * count))
-        if part not in best or sizes(cut) < sizes(best[part]):
+        if part not in best or cut.size_bytes <= best[part].size_bytes:
             best[part] = cut
     return [best[part] for part in sorted(best)]
+
+
+def times_ms(session: Session, feeds: Sequence[Feed], runs: int) -> list[float]:
+    """Of so many runs after one that warms up."""
+    _clocked(session, feeds[0])
+    return [_clocked(session, feeds[run % len(feeds)])[1] for run in range(runs)]
 
 
 def measure(
@@ -98,8 +107,9 @@ def measure(
     calibration: Sequence[Feed],
     pictures: NDArray[np.uint8],
     *,
+    reference_ms: float,
     seconds: float,
-    least_rounds: int = 5,
+    least_rounds: int = 3,
 ) -> dict[Key, Cost]:
     """All ways at these cuts, the whole model at the edge, and every picture codec with the whole model in the cloud.
 
@@ -110,28 +120,26 @@ def measure(
         preprocess: from pixels to the input.
         calibration: feeds that the 8-bit ranges come from.
         pictures: to measure with, ``[n, height, width, channels]``, others than those of ``calibration``.
+        reference_ms: what the whole took when the profile was made; all times are brought to that speed of the machine.
         seconds: about how long the rounds take together.
         least_rounds: per cut, however long they take.
     """
     name = graph.inputs[0]
     feeds: list[Feed] = [{name: preprocess.normalise(picture[None])} for picture in pictures]
-    wholes: dict[tuple[str, ...], list[float]] = {}
     times: dict[Key, _Times] = {}
+    drift: dict[tuple[str, ...], float] = {}
     order = list(cuts)
     random.Random(0).shuffle(order)
     with closing(open_session(whole)) as session:
-        for _ in range(3):
-            _clocked(session, feeds[0])
+        times_ms(session, feeds, 2)
         for tensors in order:
             until = time.monotonic() + seconds / len(order)
-            wholes[tensors] = _rounds(session, graph, tensors, calibration, feeds, times, until, least_rounds)
-    everywhere = median(ms for one in wholes.values() for ms in one)
-    drift = {tuple(sorted(tensors)): median(one) / everywhere for tensors, one in wholes.items()}
-    found = {key: entry.cost(drift[key[1]]) for key, entry in times.items()}
-    found[Kind.EDGE_ONLY, (), ""] = Cost(everywhere, 0, 0.0)
-    for codec in PICTURE_CODECS:
-        encode_ms, size, decode_ms = _coded(codec, pictures)
-        found[Kind.CLOUD_ONLY, (), codec] = Cost(encode_ms, size, decode_ms + everywhere)
+            beside = _rounds(session, graph, tensors, calibration, feeds, times, until, least_rounds)
+            drift[tuple(sorted(tensors))] = median(beside) / reference_ms
+        found = {key: entry.cost(drift[key[1]]) for key, entry in times.items()}
+        found[Kind.EDGE_ONLY, (), ""] = Cost(reference_ms, 0, 0.0)
+        for codec in PICTURE_CODECS:
+            found[Kind.CLOUD_ONLY, (), codec] = _picture_cost(codec, pictures, session, feeds, reference_ms)
     return found
 
 
@@ -196,11 +204,13 @@ def _clocked(session: Session, feed: Feed) -> tuple[dict[str, Array], float]:
     return outputs, (time.perf_counter() - start) * 1e3
 
 
-def _coded(codec: str, pictures: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Median encoding, mean bytes, median decoding."""
+def _picture_cost(
+    codec: str, pictures: NDArray[np.uint8], whole: Session, feeds: Sequence[Feed], reference_ms: float
+) -> Cost:
+    """Median coding times, mean bytes; the whole model in the cloud."""
     image_format, options = PICTURE_CODECS[codec]
-    encoding, sizes, decoding = [], [], []
-    for picture in pictures:
+    encoding, sizes, decoding, beside = list[float](), list[int](), list[float](), list[float]()
+    for picture, feed in zip(pictures, feeds, strict=True):
         image, file = Image.fromarray(picture), io.BytesIO()
         start = time.perf_counter()
         image.save(file, format=image_format, **options)
@@ -209,4 +219,6 @@ def _coded(codec: str, pictures: NDArray[np.uint8]) -> tuple[float, float, float
         encoding.append((encoded - start) * 1e3)
         decoding.append((time.perf_counter() - encoded) * 1e3)
         sizes.append(file.tell())
-    return median(encoding), fmean(sizes), median(decoding)
+        beside.append(_clocked(whole, feed)[1])
+    drift = median(beside) / reference_ms
+    return Cost(median(encoding) / drift, fmean(sizes), median(decoding) / drift + reference_ms)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,10 @@ from rich.progress import Progress
 
 from benchmarks.architectures import ARCHITECTURES, build
 from benchmarks.harness import Result, arguments, publish
-from benchmarks.measured import Cost, Feed, Key, key_of, measure, rival_cuts
+from benchmarks.measured import Cost, Feed, Key, key_of, measure, rival_cuts, times_ms
 from benchmarks.pictures import CALIBRATION_SEED, TEST_SEED, natural_pictures
 from splitmesh.model.artifacts import tensor_infos
 from splitmesh.model.calibration import PIXELS, Calibration
-from splitmesh.model.cuts import list_cuts
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
 from splitmesh.model.manifest import WHOLE, Manifest, SegmentInfo
@@ -34,8 +34,8 @@ from splitmesh.model.plan import make_plan
 from splitmesh.model.plan_options import Constraints, Kind, Link, Option, Workload
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.model.profile import profile_cuts
-from splitmesh.model.profile_data import QUANTISED_CODEC, Profile
-from splitmesh.model.wire_cost import wire_costs
+from splitmesh.model.profile_data import Profile
+from splitmesh.runtime import open_session
 
 GOAL = 1.05
 RTT_MS = 20.0
@@ -43,6 +43,10 @@ SLOWDOWNS = (1.0, 2.0, 5.0, 10.0, 20.0)
 UPLINKS = tuple(float(rate) for rate in np.geomspace(0.1, 100, 9))
 CALIBRATION = 8
 TEST = 16
+SMALLER = {"unet": 128, "yolo": 160, "convnext_tiny": 128, "swin_tiny": 128, "densenet121": 160}
+"""Pixels of nets that would take minutes each at their own size."""
+REFERENCE_RUNS = 10
+"""Of the whole model, before the profile and after it."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ class Effort:
     slowdowns: tuple[float, ...] = SLOWDOWNS
     uplinks: tuple[float, ...] = UPLINKS
     side: int | None = None
-    """Of the pictures; None: the net's own."""
-    rivals: int = 20
-    profile_s: float = 10.0
-    measure_s: float = 35.0
+    """Of the pictures; None: the net's own, or that of ``SMALLER``."""
+    rivals: int = 10
+    profile_s: float = 8.0
+    measure_s: float = 12.0
 
 
 FULL = Effort(tuple(name for name, builder in ARCHITECTURES.items() if len(builder.inputs) == 1 and name != "deeplab"))
@@ -115,19 +119,26 @@ def run(effort: Effort) -> None:
 
 def of_model(model: str, effort: Effort) -> list[Cell]:
     """All cells of one model."""
-    whole = build(model, side=effort.side)
+    side = effort.side or SMALLER.get(model, ARCHITECTURES[model].side)
+    whole = build(model, side=side)
     graph = Graph(load_model(whole))
-    side = effort.side or ARCHITECTURES[model].side
     preprocess = Preprocess(width=side, height=side, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     pixels = natural_pictures(CALIBRATION, side, CALIBRATION_SEED)
     feeds: list[Feed] = [{graph.inputs[0]: preprocess.normalise(picture[None])} for picture in pixels]
-    profile = _profile(whole, graph, preprocess, pixels, feeds, effort.profile_s)
+    with closing(open_session(whole)) as session:
+        times = times_ms(session, feeds, REFERENCE_RUNS)
+        profile = _profile(whole, graph, preprocess, pixels, feeds, effort.profile_s)
+        times += times_ms(session, feeds, REFERENCE_RUNS)
     circumstances = [(slowdown, Link(rate, RTT_MS)) for slowdown in effort.slowdowns for rate in effort.uplinks]
     plans = [make_plan(profile, link, Workload(), Constraints(), edge_slowdown=slow) for slow, link in circumstances]
     pictures = natural_pictures(TEST, side, TEST_SEED)
-    cuts = {tuple(sorted(cut)): cut for cut in _rivals(graph, preprocess, pictures, effort.rivals)}
+    cuts = {tuple(sorted(cut.tensors)): cut.tensors for cut in rival_cuts(graph, effort.rivals)}
     cuts |= {tuple(sorted(plan.best.cut)): plan.best.cut for plan in plans if plan.best.cut}
-    costs = measure(whole, graph, list(cuts.values()), preprocess, feeds, pictures, seconds=effort.measure_s)
+    costs = measure(
+        *(whole, graph, list(cuts.values()), preprocess, feeds, pictures),
+        reference_ms=statistics.median(times),
+        seconds=effort.measure_s,
+    )
     return [
         _cell(model, slowdown, link, plan.best, costs)
         for (slowdown, link), plan in zip(circumstances, plans, strict=True)
@@ -151,15 +162,6 @@ def _profile(
     )
     samples = Calibration({PIXELS: pixels}, preprocess, tuple(graph.require_spec(name) for name in graph.inputs))
     return profile_cuts(whole, budget_s=budget_s, feeds=feeds, pictures=picture_costs(about, samples, whole))
-
-
-def _rivals(graph: Graph, preprocess: Preprocess, pictures: NDArray[np.uint8], count: int) -> Iterator[tuple[str, ...]]:
-    """Cuts chosen without looking at the profile: by what they send of the test pictures, in 8 bits."""
-    candidates = list_cuts(graph)
-    samples = [{graph.inputs[0]: preprocess.normalise(picture[None])} for picture in pictures[:2]]
-    costs = wire_costs(graph.model, candidates, samples, threads=1, clock=lambda: 0.0)
-    sizes = {cut.tensors: cost.bytes[QUANTISED_CODEC] for cut, cost in zip(candidates, costs, strict=True)}
-    return (cut.tensors for cut in rival_cuts(graph, lambda cut: sizes[cut.tensors], count))
 
 
 def _cell(model: str, slowdown: float, link: Link, chosen: Option, costs: dict[Key, Cost]) -> Cell:

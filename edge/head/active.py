@@ -46,13 +46,22 @@ class ActiveModel:
             if not self._users:
                 self._unused.set()
 
+    @property
+    def used(self) -> bool:
+        """Whether a frame is on its way through this version."""
+        return self._users > 0
+
     async def retire(self) -> None:
         """Close when the last frame is answered."""
-        if self._users:
-            await self._unused.wait()
+        await self.wait_unused()
         if self.link is not None:
             await self.link.stop()
         self.session.close()
+
+    async def wait_unused(self) -> None:
+        """Return when no frame is on its way through this version."""
+        if self._users:
+            await self._unused.wait()
 
 
 def warm_up(session: Session) -> None:

@@ -198,7 +198,7 @@ class Answerer:
             result = await self._escalate(frame, link, seen, response)
             _fill(response, frame.active, result.outputs)
         except MeshError as error:
-            if await self._answer_whole(frame, response, error.reason):
+            if await self._answer_whole(frame, response, error.reason, exit_follows=exit_row is not None):
                 return
             if exit_row is None:
                 raise
@@ -212,14 +212,17 @@ class Answerer:
         disagreed = exit_row is not None and bool(response.labels) and response.labels[0].index != _best(exit_row)
         self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
 
-    async def _answer_whole(self, frame: _Frame, response: pb.InferResponse, reason: Reason) -> bool:
+    async def _answer_whole(
+        self, frame: _Frame, response: pb.InferResponse, reason: Reason, *, exit_follows: bool
+    ) -> bool:
         """Answer here with the whole model, where it is one of the ways and there is time left; whether that was so."""
         other = frame.ways.whole()
         if other is None:
             return False
+        until = frame.expires - (self._settings.answer_margin_ms / 1000 if exit_follows else 0.0)
         with other.use():
             try:
-                async with asyncio.timeout_at(frame.expires):
+                async with asyncio.timeout_at(until):
                     seen = await asyncio.get_running_loop().run_in_executor(
                         self._workers, self._perceive, other, frame.request
                     )
@@ -243,8 +246,7 @@ class Answerer:
             raise AssertionError("a frame escalates only when it was packed")
         response.timings.encode_ms = (seen.packed_ns - seen.ended_ns) / 1e6
         with self._telemetry.span(Span.HEAD_ESCALATE, parent=frame.span) as span:
-            reserve_ms = self._settings.answer_margin_ms + frame.ways.whole_ms()
-            left_s = frame.expires - asyncio.get_running_loop().time() - reserve_ms / 1000
+            left_s = self._left_s(frame)
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
             result = await link.run(seen.packed, traceparent=traceparent_of(span), deadline_s=left_s)
@@ -254,6 +256,12 @@ class Answerer:
         response.timings.tail_ms = result.later_compute_ms
         response.timings.link_ms = result.links_ms
         return result
+
+    def _left_s(self, frame: _Frame) -> float:
+        """How long a frame may wait for the tail: time for the whole model is kept back where it would be enough."""
+        left_s = frame.expires - asyncio.get_running_loop().time() - self._settings.answer_margin_ms / 1000
+        whole_s = frame.ways.whole_ms() / 1000
+        return left_s - whole_s if whole_s < left_s else left_s
 
 
 def _best(exit_row: Array) -> int:

@@ -158,7 +158,9 @@ class ModelFollower:
                     info = await self._cache.version(version.model, entry.version)
                     # Under a name, so that the cache never drops its parts: a restart may have no registry.
                     await self._cache.remember(info, f"{self._note}.{len(loaded)}")
-                loaded.append(Way(await self._load(info, estimator, wait_for_tail=wait_for_tail), entry))
+                # Tails load every way's segments at the same time: waiting for the first is waiting for all.
+                wait = wait_for_tail and not loaded
+                loaded.append(Way(await self._load(info, estimator, wait_for_tail=wait), entry))
         except BaseException:
             await asyncio.gather(*(way.active.retire() for way in loaded))
             raise

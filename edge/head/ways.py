@@ -36,6 +36,8 @@ RESERVE = 1.5
 """Times the expected time of the whole model that a frame's deadline must leave for it."""
 WEIGHT = 0.1
 """Of a new figure against the old one."""
+FIXED_MS = 1.0
+"""Of every run, whatever it computes: what a tiny head took must not be believed of the whole model, times a thousand."""
 
 
 @dataclass(slots=True)
@@ -134,11 +136,13 @@ class Ways:
                            asyncio.create_task(self._for_ever(self._ping, PING_S))]  # fmt: skip
 
     async def retire(self) -> None:
-        """Unload each way when its last frame is answered."""
+        """Unload all when the last frame is answered: one that began another way may still need the whole model."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(way.active.retire() for way in self._ways))
+        while any(active.used for active in self.all):
+            await asyncio.gather(*(active.wait_unused() for active in self.all))
+        await asyncio.gather(*(active.retire() for active in self.all))
 
     def saw_head(self, active: ActiveModel, head_ms: float) -> None:
         """A frame's head took so long."""
@@ -147,7 +151,7 @@ class Ways:
         if way is None or self._estimator is None:
             return
         way.edge_ms = _blend(way.edge_ms, head_ms)
-        self._seen.edge_factor = way.edge_ms / max(way.planned.edge_ms, 1e-3)
+        self._seen.edge_factor = _factor(way.edge_ms, way.planned.edge_ms)
 
     def saw_end(self, active: ActiveModel, *, uplink_bytes: int, tail_ms: float) -> None:
         """A frame was answered: how many bytes crossed for it, and how long a tail computed; 0 where none did."""
@@ -158,8 +162,7 @@ class Ways:
         if uplink_bytes:
             way.uplink_bytes = _blend(way.uplink_bytes, uplink_bytes)
         if tail_ms:
-            factor = tail_ms / max(way.planned.cloud_ms, 1e-3)
-            self._seen.cloud_factor = _blend(self._seen.cloud_factor, factor)
+            self._seen.cloud_factor = _blend(self._seen.cloud_factor, _factor(tail_ms, way.planned.cloud_ms))
 
     def shadow_due(self) -> ActiveModel | None:
         """Whom to send a copy of a frame that was answered here, now that the link has not been heard of for long."""
@@ -250,6 +253,10 @@ def estimator_for(planned: AlternativeSet) -> LinkEstimator:
 
 def _open(active: ActiveModel) -> bool:
     return active.link is not None and active.link.available
+
+
+def _factor(seen_ms: float, planned_ms: float) -> float:
+    return (seen_ms + FIXED_MS) / (planned_ms + FIXED_MS)
 
 
 def _blend(old: float | None, new: float) -> float:

@@ -42,6 +42,8 @@ class Adapter:
         wholes = (info.artifacts[about.whole.artifact] for info, about in zip(infos, manifests, strict=True))
         if len({ref.sha256 for ref in wholes}) != 1:
             raise field_error("versions", "were not made from the same whole model")
+        if any(manifest.split is not None and manifest.split.middle for manifest in manifests):
+            raise field_error("versions", "name a chain of more than two segments, whose later links no head measures")
         if sum(manifest.split is None for manifest in manifests) > 1:
             raise field_error("versions", "name two that are not split")
         profile = await self._partitioner.profile(model, versions[0], 0.0, renew=False)
@@ -71,6 +73,8 @@ class Adapter:
                 Reason.CUT_INVALID, f"version {info.version} is cut at {', '.join(names)}, which has no profile"
             )
         codec = QUANTISED_CODEC if manifest.split.quantisation else FLOAT_CODEC
+        if codec not in cut.wire_bytes:
+            raise MeshError(Reason.CUT_INVALID, f"version {info.version} crosses as {codec}, which has no profile")
         return Alternative(
             version=number,
             name=f"cut at {', '.join(names)}"[:200],

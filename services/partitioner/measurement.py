@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,17 +23,8 @@ from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.errors import MeshError
 from splitmesh.kernel.jobs import Progress, run_job
 from splitmesh.model.manifest import CALIBRATION, MANIFEST, WHOLE
-from splitmesh.model.profile import (
-    CANNOT_BE_CUT,
-    MAX_POINTS,
-    REPEATS,
-    Point,
-    Times,
-    assemble,
-    known_points,
-    next_cut,
-    per_sample,
-)
+from splitmesh.model.points import Pace, Point, Times, known_points, per_sample
+from splitmesh.model.profile import CANNOT_BE_CUT, MAX_POINTS, REPEATS, assemble, next_cut
 from splitmesh.model.profile_data import Profile, ProfileKey
 from splitmesh.model.survey import Survey, Tensors
 from splitmesh.runtime.timing import Timing, host_text
@@ -87,7 +79,7 @@ class Measurement:
         self._refused = set[Tensors]()
         self._host = host_text() if known is None else known.host
         key = target.key
-        piece_s = min(MAX_PIECE_BUDGET_S, budget_s / (2 * MAX_POINTS + 1))
+        piece_s = min(MAX_PIECE_BUDGET_S, budget_s / (3 * MAX_POINTS + 1))
         self._how = Timed(key.batch, key.threads, key.backend, REPEATS, piece_s)
 
     @classmethod
@@ -119,23 +111,25 @@ class Measurement:
         self._report("measuring sizes on the wire", 0.02)
         found = await self._job(survey_version, self._version, self._facts, self._budget_s, settings.profile_threads)
         if self._known is not None:
-            whole = Times(self._known.whole_ms, self._known.whole_p90_ms)
+            pace = Pace(Times(self._known.whole_ms, self._known.whole_p90_ms), continued=True)
             self._refused = {cut.tensors for cut in found.cuts} - {cut.tensors for cut in self._known.cuts}
         else:
             self._report("timing the whole model", 0.1)
-            whole = await self._time_whole()
-        profile = await self._keep(found, whole)
-        while (tensors := next_cut(found, self._points, self._refused)) is not None:
+            pace = Pace(await self._time_whole())
+        profile, earlier = await self._keep(found, pace.whole), self._points
+        # In threads, as `assemble`: seconds for a graph of thousands of operators.
+        while (tensors := await asyncio.to_thread(next_cut, found, self._points, self._refused)) is not None:
             begun = time.monotonic()
             done = 0.15 + 0.75 * len(self._points) / min(MAX_POINTS, len(found.cuts))
             self._report(f"timing the cut at {', '.join(tensors)}", done)
             try:
-                self._points[tensors] = await self._time_cut(tensors)
+                pace.add(tensors, await self._time_cut(tensors), await self._time_whole())
+                self._points = pace.points(earlier)
             except MeshError as error:
                 if error.reason not in CANNOT_BE_CUT:
                     raise
                 self._refused.add(tensors)
-            profile = await self._keep(found, whole)
+            profile = await self._keep(found, pace.whole)
             now = time.monotonic()
             if now + (now - begun) > self._until:
                 break
@@ -177,7 +171,8 @@ class Measurement:
         )
 
     async def _keep(self, found: Survey, whole: Times) -> Profile:
-        profile = assemble(
+        profile = await asyncio.to_thread(
+            assemble,
             found,
             self._target.key,
             whole,

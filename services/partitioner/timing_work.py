@@ -11,7 +11,8 @@ from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
 from splitmesh.model.manifest import Manifest
 from splitmesh.model.picture_cost import picture_costs
-from splitmesh.model.profile import Point, per_sample, pieces
+from splitmesh.model.points import Point, per_sample
+from splitmesh.model.profile import pieces
 from splitmesh.model.profile_data import Profile
 from splitmesh.model.survey import MAX_SAMPLES, Survey, Tensors, survey
 from splitmesh.runtime.timing import Timing, time_piece

@@ -10,6 +10,7 @@ from services.partitioner.planning import Host, PlanTask
 from splitmesh.api.partition.v1 import partition_pb2
 from splitmesh.errors import field_error
 from splitmesh.model.plan import Constraints, Link, Objective, Option, Plan, Workload
+from splitmesh.model.plan_chain import MAX_TIERS
 
 _OBJECTIVES = {
     partition_pb2.OBJECTIVE_UNSPECIFIED: Objective.LATENCY,
@@ -20,6 +21,8 @@ _OBJECTIVES = {
 
 def task_from(message: partition_pb2.PlanPartitionRequest) -> PlanTask:
     """What a plan is asked for; FIELD_INVALID for values out of range."""
+    if len(message.between) > MAX_TIERS - 2:
+        raise field_error("between", f"{len(message.between)} tiers; at most {MAX_TIERS - 2} between edge and cloud")
     between = [
         Host(tier.name or f"tier {index}", tier.node, tier.slowdown or 1.0, tier.max_model_bytes or None)
         for index, tier in enumerate(message.between, start=2)
@@ -46,6 +49,7 @@ def task_from(message: partition_pb2.PlanPartitionRequest) -> PlanTask:
             frames_per_s=message.frames_per_s or None,
             max_leakage=message.max_leakage if message.HasField("max_leakage") else None,
             kept_on_edge=tuple(message.kept_on_edge),
+            unsupported_on_edge=frozenset(message.unsupported_on_edge),
         ),
         objective=_OBJECTIVES[message.objective],
         picture_bytes=message.picture_bytes,

@@ -16,6 +16,7 @@ from services.registry.store import (
     alias_not_found,
     model_not_found,
     too_many_profiles,
+    up_to,
     version_not_found,
 )
 
@@ -127,10 +128,10 @@ class MemoryStore:
             raise too_many_profiles()
         kept[record.key] = record
 
-    async def list_profiles(self, sha256: str, node: str) -> list[ProfileRecord]:
+    async def list_profiles(self, sha256: str, node: str, max_bytes: int | None = None) -> list[ProfileRecord]:
         """See the port."""
         found = [one for one in self._profiles.get(sha256, {}).values() if node in ("", one.node)]
-        return sorted(found, key=lambda one: (one.update_time, one.key), reverse=True)
+        return up_to(sorted(found, key=lambda one: (one.update_time, one.key), reverse=True), max_bytes)
 
     def _model(self, name: str) -> _Model:
         found = self._models.get(name)

@@ -6,6 +6,7 @@ was made from. Knows nothing of how they are measured.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -32,21 +33,17 @@ class Profiles:
         """Keeps it; MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_INCOMPLETE, FIELD_INVALID (too large), STORAGE_FULL."""
         digest = await self._digest(model, version)
         content = profile.model_dump_json()
-        if len(content) > MAX_PROFILE_BYTES:
-            raise field_error("profile", f"takes {len(content)} bytes; at most {MAX_PROFILE_BYTES} are kept")
+        size = len(content.encode())
+        if size > MAX_PROFILE_BYTES:
+            raise field_error("profile", f"takes {size} bytes; at most {MAX_PROFILE_BYTES} are kept")
         key = profile.key.model_dump_json()
         await self._store.put_profile(ProfileRecord(digest, key, profile.key.node, content, self._now()))
 
     async def list(self, model: str, version: int, node: str) -> list[tuple[Profile, datetime]]:
         """Newest first, as many as fit in a reply; only of one node unless it is empty. Raises as :meth:`put`."""
-        found: list[tuple[Profile, datetime]] = []
-        size = 0
-        for record in await self._store.list_profiles(await self._digest(model, version), node):
-            size += len(record.content)
-            if found and size > self._max_reply_bytes:
-                break
-            found.append((Profile.from_json(record.content), record.update_time))
-        return found
+        digest = await self._digest(model, version)
+        records = await self._store.list_profiles(digest, node, self._max_reply_bytes)
+        return [(await asyncio.to_thread(Profile.from_json, one.content), one.update_time) for one in records]
 
     async def _digest(self, model: str, version: int) -> str:
         check_model_name(model)

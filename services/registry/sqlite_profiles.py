@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from datetime import UTC, datetime, timedelta
 
-from services.registry.store import MAX_PROFILES, ProfileRecord, too_many_profiles
+from services.registry.store import MAX_PROFILES, ProfileRecord, too_many_profiles, up_to
 
 PROFILES_SCHEMA = """
 CREATE TABLE profiles (
@@ -30,17 +30,18 @@ def put_profile(db: sqlite3.Connection, record: ProfileRecord) -> None:
     )
 
 
-def list_profiles(db: sqlite3.Connection, sha256: str, node: str) -> list[ProfileRecord]:
-    """Newest first; of one node unless it is empty."""
+def list_profiles(db: sqlite3.Connection, sha256: str, node: str, max_bytes: int | None) -> list[ProfileRecord]:
+    """Newest first; of one node unless it is empty; no more than fit in ``max_bytes`` are read."""
     rows = db.execute(
         "SELECT sha256, key, node, content, update_time_us FROM profiles"
         " WHERE sha256 = ?1 AND (?2 = '' OR node = ?2) ORDER BY update_time_us DESC, key DESC",
         (sha256, node),
     )
-    return [
+    records = (
         ProfileRecord(digest, key, owner, content, from_us(update_us))
         for digest, key, owner, content, update_us in rows
-    ]
+    )
+    return up_to(records, max_bytes)
 
 
 def to_us(moment: datetime) -> int:

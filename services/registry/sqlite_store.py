@@ -120,9 +120,9 @@ class SqliteStore:
         """See the port."""
         await self._run(lambda: self._put_profile(record))
 
-    async def list_profiles(self, sha256: str, node: str) -> list[ProfileRecord]:
+    async def list_profiles(self, sha256: str, node: str, max_bytes: int | None = None) -> list[ProfileRecord]:
         """See the port."""
-        return await self._run(lambda: sqlite_profiles.list_profiles(self._db, sha256, node))
+        return await self._run(lambda: sqlite_profiles.list_profiles(self._db, sha256, node, max_bytes))
 
     # Everything below runs in the store's own thread.
 

@@ -6,7 +6,7 @@ Knows nothing of artefact bytes (``blobs``), of gRPC, or of who may do what. ``s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -140,8 +140,11 @@ class MetadataStore(Protocol):
     async def put_profile(self, record: ProfileRecord) -> None:
         """Keeps a profile; STORAGE_FULL at the ``MAX_PROFILES``-th key of a model, or on a full disk."""
 
-    async def list_profiles(self, sha256: str, node: str) -> Sequence[ProfileRecord]:
-        """All of a model, newest first; only one node's unless ``node`` is empty."""
+    async def list_profiles(self, sha256: str, node: str, max_bytes: int | None = None) -> Sequence[ProfileRecord]:
+        """Those of a model, newest first; only one node's unless ``node`` is empty.
+
+        The first in any case, further ones while all together have at most ``max_bytes``.
+        """
 
 
 def model_not_found(model: str) -> MeshError:
@@ -172,3 +175,15 @@ def too_many_profiles() -> MeshError:
         f"this model has {MAX_PROFILES} profiles already; one measured the same way as an earlier one replaces it",
         metadata={"limit": str(MAX_PROFILES)},
     )
+
+
+def up_to(records: Iterable[ProfileRecord], max_bytes: int | None) -> list[ProfileRecord]:
+    """The first record and those after it while all together have at most ``max_bytes``; the rest is not looked at."""
+    found: list[ProfileRecord] = []
+    size = 0
+    for record in records:
+        size += len(record.content.encode())
+        if found and max_bytes is not None and size > max_bytes:
+            break
+        found.append(record)
+    return found

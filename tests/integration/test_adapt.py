@@ -53,7 +53,7 @@ async def edge(tmp_path: Path, registered: Path, monkeypatch: pytest.MonkeyPatch
 
     def on_this_host(model: bytes, **options: Any) -> Session:
         session = open_session(model, **options)
-        return _Slow(session) if model == whole else session  # type: ignore[return-value]
+        return _Slow(session) if model == whole else session
 
     monkeypatch.setattr(follow, "open_session", on_this_host)
     monkeypatch.setattr(ways, "STALE_S", 0.5)
@@ -182,3 +182,13 @@ async def test_a_list_that_cannot_be_read_leaves_the_head_with_what_it_has(
     await edge.registry.set_alias(NAME, "production", 2)
     _, answers = await until_version(gateway, 2)
     assert answers[-1].answered_by is AnsweredBy.CLOUD_TAIL
+
+
+async def test_a_deadline_too_short_for_the_whole_model_is_left_to_the_tail(
+    gateway: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keeping back time that would not be enough gains nothing, and the tail would never be asked."""
+    await until_version(gateway, 3)
+    monkeypatch.setattr(ways, "RESERVE", 50.0)
+    answer = await gateway.infer(noisy_picture(1), deadline_ms=1500, retries=0)
+    assert answer.answered_by is AnsweredBy.CLOUD_TAIL

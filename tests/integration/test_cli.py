@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from splitmesh.model.alternatives import ALTERNATIVES
 from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, OUTCOMES, REPORT, TAIL, WHOLE
 from splitmesh.model.profile_data import Profile
 from splitmesh.testing.mesh import MODULES, LocalMesh, ProcessLauncher
@@ -191,6 +192,19 @@ async def test_a_version_is_profiled_on_a_node_of_the_mesh_and_the_next_call_goe
     assert first.key == second.key
     assert sum(cut.measured for cut in first.cuts) < sum(cut.measured for cut in second.cuts)
     assert first.calibration == "real"
+
+
+async def test_adapt_makes_a_version_that_heads_run_in_several_ways(deployed: Deployed) -> None:
+    run, files = deployed.mesh.run, deployed.mesh.folder
+    await run("models", "push", files / "small.onnx", "--name", "adaptive")
+    await run("split", "adaptive", "--at", CUT)
+    made = await run("adapt", "adaptive", 2, 1, "--uplink-mbps", 5, "--rtt-ms", 30)
+    assert made.out == "adaptive version 3 adapts among versions 2, 1\n", made
+    again = await run("adapt", "adaptive", 2, 1, "--uplink-mbps", 5, "--rtt-ms", 30, "--json")
+    assert again.json == {"model": "adaptive", "version": 3}
+    assert ALTERNATIVES in (await run("models", "show", "adaptive:3", "--json")).json["version"]["artifacts"]
+    refused(await run("adapt", "adaptive", 2), "FIELD_INVALID")
+    refused(await run("adapt", "adaptive", 2, 1, "--uplink-mbps", 0), "FIELD_INVALID")
 
 
 async def test_infer_answers_a_picture(deployed: Deployed) -> None:

@@ -114,6 +114,13 @@ def test_a_plan_that_cannot_be_made_says_why(files: Path, options: tuple[object,
     assert complaint in refused(ended, "FIELD_INVALID")
 
 
+def test_an_edge_that_lacks_an_operator_is_not_planned_for(files: Path) -> None:
+    lacking = ("--picture-stays-on-site", "--unsupported-on-edge", "Conv")
+    assert "the edge cannot run Conv" in refused(
+        splitmesh_here("plan", files / "small.onnx", *LINK, *lacking), "PLAN_INFEASIBLE"
+    )
+
+
 def test_throughput_ranks_by_frames_per_second(files: Path) -> None:
     asked = ("--picture-bytes", 2000, "--objective", "throughput", "--json")
     options = splitmesh_here("plan", files / "small.onnx", *LINK, *asked).json["options"]

@@ -27,6 +27,7 @@ from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
 from splitmesh.client.node_profiler import NodeProfiler
 from splitmesh.client.partition import PartitionClient
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel import profiling
 from splitmesh.kernel.channels import Channels, mesh_errors
 from splitmesh.kernel.discovery_static import StaticDiscovery
 from splitmesh.kernel.jobs import JobSlots
@@ -191,6 +192,25 @@ async def test_a_caller_that_leaves_ends_the_work(world: World) -> None:
         call.cancel()
         while multiprocessing.active_children():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+    assert (await _send(address, [_start(), _data(PIECE)])).runs == 3
+
+
+async def test_an_upload_that_trickles_does_not_keep_others_out(
+    world: World, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "UPLOAD_TIMEOUT_S", 0.5)
+
+    async def trickle() -> AsyncIterator[segment_pb2.ProfileRequest]:
+        yield _start()
+        for byte in PIECE:
+            await asyncio.sleep(0.05)
+            yield _data(bytes([byte]))
+
+    address = world.addresses["tail"]
+    with pytest.raises(MeshError, match="was not there after") as caught:
+        async with mesh_errors():
+            await segment_pb2_grpc.SegmentServiceStub(channels.at(address)).Profile(trickle(), timeout=20)
+    assert caught.value.reason is Reason.DEADLINE_EXPIRED
     assert (await _send(address, [_start(), _data(PIECE)])).runs == 3
 
 

@@ -143,6 +143,8 @@ async def test_a_plan_keeps_to_what_is_asked_and_says_how_good_any_other_could_b
             await client.plan(model, 1, edge_node="nowhere", **weak)
         with pytest.raises(MeshError, match="in no cut"):
             await client.plan(model, 1, kept_on_edge=["edgs"], **weak)
+        with pytest.raises(MeshError, match="the edge cannot run Conv"):
+            await client.plan(model, 1, picture_stays_on_site=True, unsupported_on_edge=["Conv"], **weak)
     assert caught.value.reason is Reason.NODE_NOT_FOUND
     assert free.certificate is not None
     assert 0 < free.certificate.lower_bound_ms <= free.options[0].latency_ms
@@ -290,6 +292,13 @@ async def test_what_does_not_exist_or_is_out_of_range_is_refused_with_the_reason
             client.plan(model, 1, uplink_mbps=1, rtt_ms=1, uplink_budget_bytes_per_s=10),
             client.plan(model, 1, uplink_mbps=1, rtt_ms=1, cloud_speedup=-1),
             client.plan(model, 1, uplink_mbps=1, rtt_ms=1, between=[MiddleTier(name="M", uplink_mbps=0, rtt_ms=1)]),
+            client.plan(
+                model,
+                1,
+                uplink_mbps=1,
+                rtt_ms=1,
+                between=[MiddleTier(name="", node=f"unknown-{n}", uplink_mbps=1, rtt_ms=1) for n in range(5)],
+            ),
         ):
             with pytest.raises(MeshError) as caught:
                 await call

@@ -47,7 +47,9 @@ def _profile(node: str = "n", **changes: Any) -> Profile:
         "whole_bytes": 100,
         "cuts": (cut, cut.model_copy(update={"escalation": None, "leakage": None, "agreement": {}})),
         "nodes": (
-            NodeProfile(name="a", sources=(-1,), head_ms=1, tail_ms=2, weight_bytes=3, wire_bytes={"x": 4}),
+            NodeProfile(
+                name="a", sources=(-1,), head_ms=1, tail_ms=2, weight_bytes=3, wire_bytes={"x": 4}, operator="Conv"
+            ),
             NodeProfile(name="b", sources=(-1, 0), head_ms=1, tail_ms=2, weight_bytes=0, wire_bytes={}),
         ),
         "pictures": {"png": PictureProfile(wire_bytes=9, agreement=0.0), "raw": PictureProfile(wire_bytes=8)},
@@ -111,6 +113,12 @@ async def test_an_invalid_or_too_large_profile_is_refused(world: World, monkeypa
         async with mesh_errors():
             await world.stub.PutProfile(pb.PutProfileRequest(model="refuses", version=1, profile=message))
     assert caught.value.reason is Reason.FIELD_INVALID
+    for source in (1, 7, -2):
+        message = profile_to_message(_profile())
+        message.nodes[1].sources[0] = source
+        with pytest.raises(MeshError, match="does not come before it"):
+            async with mesh_errors():
+                await world.stub.PutProfile(pb.PutProfileRequest(model="refuses", version=1, profile=message))
     monkeypatch.setattr(profiles_module, "MAX_PROFILE_BYTES", 1000)
     with pytest.raises(MeshError, match="at most 1000") as caught:
         await world.client.put_profile("refuses", 1, _profile())

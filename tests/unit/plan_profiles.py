@@ -16,13 +16,14 @@ FLOAT, QUANTISED = "float32+zstd", "uint8+zstd"
 
 @dataclass(frozen=True)
 class Op:
-    """An operator: what it reads (-1: the picture), its times as head and as tail, its bytes on the wire."""
+    """An operator: what it reads (-1: the picture), its times as head and as tail, its bytes on the wire, its type."""
 
     sources: tuple[int, ...]
     head_ms: float
     tail_ms: float
     size: int
     weights: int = 1000
+    type: str = "Conv"
 
 
 def heads(ops: Sequence[Op]) -> Iterator[frozenset[int]]:
@@ -86,6 +87,7 @@ def surveyed(
                 tail_ms=op.tail_ms,
                 weight_bytes=op.weights,
                 wire_bytes={FLOAT: op.size} if index in read else {},
+                operator=op.type,
             )
             for index, op in enumerate(ops)
         ),

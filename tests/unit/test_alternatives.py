@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_one_late_frame_and_small_gains_change_nothing() -> None:
 def test_costs_that_swing_do_not_make_it_flap() -> None:
     swinging = [[30.0, 20.0] if tick // 5 % 2 == 0 else [20.0, 30.0] for tick in range(300)]
     path = _run(swinging)
-    changes = sum(a != b for a, b in zip(path, path[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(path))
     assert 1 <= changes <= 300 * TICK_S / DWELL_S + 1
 
 

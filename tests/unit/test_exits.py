@@ -14,6 +14,7 @@ from scipy.special import softmax
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.exit_graph import attach_exit
 from splitmesh.model.exits import FittedExit, choose_feature, fit_exit, split_samples
+from splitmesh.model.plan_limits import EXIT_OPERATORS
 from splitmesh.model.pooling import pool
 from splitmesh.model.quantize import calibrate, quantise_cut
 from splitmesh.runtime import open_session
@@ -205,6 +206,7 @@ def test_the_graph_computes_what_the_reference_does(fitted: FittedExit, opset: i
     model = attach_exit(_head(["n", 6, 4, 5], opset=opset), "t", fitted)
     got = _exit_of(model, features)
     np.testing.assert_allclose(got, fitted.predict(features), atol=2e-6)
+    assert {node.op_type for node in model.graph.node} - {"Neg"} <= EXIT_OPERATORS
     assert [output.name for output in model.graph.output] == ["t", "exit_probabilities"]
 
 

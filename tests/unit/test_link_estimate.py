@@ -111,3 +111,9 @@ def test_a_tenfold_drop_is_seen_within_a_few_frames() -> None:
     link.bytes_per_ms = 500.0
     link.run(6, size=40_000, every_ms=100)
     assert estimator.state(link.now).bytes_per_ms == pytest.approx(500.0, rel=0.35)
+
+
+def test_a_frame_without_content_counts_as_one_byte() -> None:
+    estimator = LinkEstimator(100.0, 10.0)
+    estimator.answered(estimator.sent(0, 1000.0), 1100.0, queue_ms=0.0, compute_ms=0.0)
+    assert estimator.state(1200.0).bytes_per_ms > 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.placements import NETS, monotone_placements, random_problem
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.placement import prefix as prefix_module
 from splitmesh.model.placement.evaluate import bottleneck, loads, value
 from splitmesh.model.placement.mincut import min_latency
 from splitmesh.model.placement.prefix import best_prefix
@@ -227,3 +228,20 @@ def test_what_does_not_fit_is_refused(make: Callable[[], object]) -> None:
     with pytest.raises(MeshError) as refused:
         make()
     assert refused.value.reason is Reason.FIELD_INVALID
+
+
+def test_a_long_list_of_operators_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of 40,000 positions at once would take 12 GB; in blocks of any size the answer is the same."""
+    vertices = [Vertex("input", (), (0.0, NEVER, NEVER), (9.0, 9.0))]
+    for index in range(30):
+        vertices.append(
+            Vertex(f"v{index}", (index,), (5.0 + index % 3, 2.0, 0.1), (float(index * 7 % 11), float(index * 5 % 13)))
+        )
+    problem = Problem(tuple(vertices), (1.0, 2.0))
+    at_once = best_prefix(problem, Objective.LATENCY)
+    assert at_once is not None
+    for block in (1, 70, 100):
+        monkeypatch.setattr(prefix_module, "_BLOCK", block)
+        in_blocks = best_prefix(problem, Objective.LATENCY)
+        assert in_blocks is not None
+        assert in_blocks.tolist() == at_once.tolist()

@@ -206,6 +206,8 @@ def test_interpolated_times_are_marked_in_the_option_and_in_the_sentence() -> No
         lambda: Link(math.inf, 1),
         lambda: Link(1, -1),
         lambda: Link(1, 1, message_overhead_ms=-1),
+        lambda: Link(1e-320, 1),
+        lambda: Link(1, 1e308),
         lambda: Workload({"jpeg": 0}),
         lambda: Workload(picture_encode_ms=-1),
         lambda: Workload(escalation=1.5),

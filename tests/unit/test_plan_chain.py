@@ -150,6 +150,14 @@ def test_sending_the_picture_counts_in_the_bound() -> None:
         assert plan.certificate.gap_ms == pytest.approx(0, abs=1e-6)
 
 
+def test_without_a_picture_to_send_everything_begins_on_the_first_tier() -> None:
+    profile = surveyed(CHAIN)
+    tiers = [Tier("slow", profile, 1000), Tier("MEC", profile), Tier("cloud", profile)]
+    plan = plan_chain(tiers, [Link(1000, 0), Link(1000, 0)], Workload(), FREE)
+    assert all(option.tiers[0].computes for option in plan.options)
+    assert plan.best.cut == ("t0",)
+
+
 def test_a_small_host_between_holds_only_what_fits() -> None:
     profile = surveyed(CHAIN)
     links = [Link(100, 0, 0), Link(0.01, 50, 0)]

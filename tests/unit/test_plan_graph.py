@@ -145,7 +145,7 @@ def test_a_later_cut_behind_the_same_exit_counts_in_the_bound() -> None:
     profile = surveyed(CHAIN)
     first, *others = profile.cuts
     cuts = (first.model_copy(update={"escalation": 0.5}), *others)
-    plan = make_plan(profile.model_copy(update={"cuts": cuts}), Link(8, 1), Workload(), FREE, cloud_speedup=100)
+    plan = make_plan(profile.model_copy(update={"cuts": cuts}), Link(8, 1, 0.5), Workload(), FREE, cloud_speedup=100)
     assert (plan.best.kind, plan.best.cut) == (Kind.CASCADE, ("t0",))
     assert plan.best.latency_ms == pytest.approx(2 + 0.5 * (0.5 + 9 + 1 + 12 / 100))
     assert plan.certificate is not None
@@ -261,7 +261,9 @@ def test_a_plan_comes_back_from_json_as_it_was() -> None:
             surveyed(CHAIN, whole_ms=0.0),
             Link(8, 1),
             Workload({"as sent": 500}, escalation=0.5),
-            Constraints(kept_on_edge=("t0",), max_leakage=1.0, frames_per_s=0.1),
+            Constraints(
+                kept_on_edge=("t0",), max_leakage=1.0, frames_per_s=0.1, unsupported_on_edge=frozenset({"LSTM", "GRU"})
+            ),
             objective=objective,
         )
         assert math.isinf(max(option.throughput_fps for option in plan.options))

@@ -14,7 +14,8 @@ from splitmesh.model.cuts import list_cuts
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
 from splitmesh.model.plan import Constraints, Link, Workload, make_plan
-from splitmesh.model.profile import Point, Times, next_cut, profile_cuts
+from splitmesh.model.points import Pace, Point, Times
+from splitmesh.model.profile import next_cut, profile_cuts
 from splitmesh.model.profile_data import FLOAT_CODEC, QUANTISED_CODEC, Profile
 from splitmesh.model.shares import non_decreasing
 from splitmesh.model.split import split_model
@@ -104,12 +105,29 @@ def test_a_spent_budget_stops_repeating() -> None:
         return next(counter)
 
     fewest, most = looks(0.0), looks(1000.0)
-    sessions = 1 + 2 * 2
+    sessions = 1 + 3 * 2
     assert most - fewest == 2 * sessions * (50 - MIN_RUNS)
 
 
 def test_a_generous_budget_measures_every_point_asked_for() -> None:
     assert sum(cut.measured for cut in _profile(budget_s=1000, max_points=6).cuts) == 6
+
+
+def test_a_busy_moment_changes_neither_the_whole_nor_a_cut() -> None:
+    pace = Pace(Times(25.0, 30.0))
+    assert pace.whole == Times(25.0, 30.0)
+    pace.add(("a",), Point(Times(4.0, 5.0), Times(6.0, 7.0)), Times(10.0, 11.0))
+    pace.add(("b",), Point(Times(12.0, 16.0), Times(8.0, 8.0), 0.9), Times(20.0, 26.0))
+    pace.add(("c",), Point(Times(9.0, 9.0), Times(1.0, 1.0)), Times(9.0, 9.0))
+    assert pace.whole == Times(10.0, 11.0)
+    points = pace.points({("z",): Point(Times(1.0, 1.0), Times(2.0, 2.0))})
+    assert points["a",] == Point(Times(4.0, 5.0), Times(6.0, 7.0))
+    assert points["b",] == Point(Times(6.0, 8.0), Times(4.0, 4.0), 0.9)
+    assert points["z",].tail.median_ms == 2.0
+    going_on = Pace(Times(5.0, 5.0), continued=True)
+    going_on.add(("b",), Point(Times(12.0, 16.0), Times(8.0, 8.0)), Times(20.0, 26.0))
+    assert going_on.whole == Times(5.0, 5.0)
+    assert going_on.points({})["b",].head == Times(3.0, 4.0)
 
 
 def test_times_are_medians_of_the_clock() -> None:
@@ -320,6 +338,7 @@ def test_operators_know_their_sources_weights_and_sizes() -> None:
     sizes = {cut.tensors[0]: cut.wire_bytes for cut in _profile().cuts}
     assert nodes["r2"].wire_bytes == sizes["r2"]
     assert nodes["y"].wire_bytes == {}
+    assert [nodes[name].operator for name in ("c0", "r0", "y")] == ["Conv", "Relu", "Softmax"]
 
 
 def test_a_measurement_goes_on_where_an_earlier_one_ended() -> None:

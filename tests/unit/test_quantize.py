@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.plan_limits import ROUNDING_OPERATORS
 from splitmesh.model.quantize import calibrate, quantise_cut
 from splitmesh.model.ranges import Affine, RangeCollector, Ranges, affine, dequantise, quantise
 from splitmesh.runtime import open_session
@@ -84,6 +85,8 @@ def test_the_cut_crosses_as_uint8_and_returns_within_half_a_scale(opset: int, pe
     onnx.checker.check_model(new_head, full_check=True)
     onnx.checker.check_model(new_tail, full_check=True)
     assert (entry.tensor, entry.wire_tensor, entry.dtype) == ("t", "t.q8", "uint8")
+    added = {node.op_type for node in new_head.graph.node} - {node.op_type for node in head.graph.node}
+    assert added == ROUNDING_OPERATORS
     assert entry.axis == (1 if per_channel and opset >= 13 else None)
     assert len(entry.scale) == (CHANNELS if entry.axis == 1 else 1)
     for feed in _feeds():

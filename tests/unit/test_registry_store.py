@@ -231,6 +231,9 @@ async def test_profiles_come_back_newest_first_by_model_and_node(store: Metadata
     assert list(await store.list_profiles("a" * 64, "")) == [two, three, one]
     assert list(await store.list_profiles("a" * 64, "n")) == [three, one]
     assert list(await store.list_profiles("c" * 64, "")) == []
+    both = len(two.content.encode()) + len(three.content.encode())
+    for max_bytes, fit in ((0, [two]), (both - 1, [two]), (both, [two, three])):
+        assert list(await store.list_profiles("a" * 64, "", max_bytes)) == fit
 
 
 async def test_a_profile_replaces_the_one_with_its_key(store: MetadataStore) -> None:

@@ -26,6 +26,7 @@ def plan_profile(profile: Profile, asked: Question) -> PlanInfo:
         frames_per_s=asked.frames_per_s or None,
         max_leakage=asked.max_leakage,
         kept_on_edge=asked.kept_on_edge,
+        unsupported_on_edge=frozenset(asked.unsupported_on_edge),
     )
     slow, fast = asked.edge_slowdown, asked.cloud_speedup
     if asked.between:

@@ -54,6 +54,7 @@ class Question:
     uplink_budget_bytes_per_s: float
     max_leakage: float | None
     kept_on_edge: tuple[str, ...]
+    unsupported_on_edge: tuple[str, ...]
     between: tuple[MiddleTier, ...]
     budget_s: float
 
@@ -81,6 +82,9 @@ def plan(
     picture_stays_on_site: Annotated[bool, typer.Option(help="Pictures may not leave the site.")] = False,
     keep_on_edge: Annotated[
         list[str] | None, typer.Option(help="A tensor that may not cross; may be repeated.")
+    ] = None,
+    unsupported_on_edge: Annotated[
+        list[str] | None, typer.Option(help="A type of operator that the edge cannot run; may be repeated.")
     ] = None,
     max_leakage: Annotated[
         float | None, typer.Option(min=0, max=1, help="Highest similarity (SSIM) of a reconstructed picture.")
@@ -124,6 +128,7 @@ def plan(
             uplink_budget_bytes_per_s=uplink_budget,
             max_leakage=max_leakage,
             kept_on_edge=tuple(keep_on_edge or ()),
+            unsupported_on_edge=tuple(unsupported_on_edge or ()),
             between=tuple(parse_tier(text) for text in tier or ()),
             budget_s=budget_s,
         )

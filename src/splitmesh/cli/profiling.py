@@ -163,7 +163,8 @@ def draw(made: Profile, title: str) -> Figure:
     _draw_times(times, made)
     _draw_sizes(sizes, made)
     key = made.key
-    figure.suptitle(f"{title} on {key.node} ({key.backend}, {key.threads} threads, batch {key.batch})")
+    threads = f"{key.threads} thread" + "s" * (key.threads > 1)
+    figure.suptitle(f"{Path(title).name} on {key.node} ({key.backend}, {threads}, batch {key.batch})", fontsize="medium")
     return figure
 
 

@@ -49,7 +49,7 @@ class LinkEstimator:
     def sent(self, size_bytes: int, now_ms: float) -> int:
         """A frame was handed to the link; returns the number to call it by."""
         self._numbers += 1
-        self._out[self._numbers] = (size_bytes, now_ms)
+        self._out[self._numbers] = (max(1, size_bytes), now_ms)
         return self._numbers
 
     def gave_up(self, number: int, now_ms: float) -> None:

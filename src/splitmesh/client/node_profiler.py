@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,10 @@ class NodeProfiler:
         async with mesh_errors():
             stub = segment_pb2_grpc.SegmentServiceStub(self._channels.at(address))
             answer = await stub.Profile(_messages(start, piece), timeout=budget_s + PROFILE_MARGIN_S)
+        if not (0 <= answer.median_ms < math.inf and 0 <= answer.p90_ms < math.inf):
+            raise MeshError(
+                Reason.PROTOCOL_VIOLATION, f"the node at {address} timed {answer.median_ms} and {answer.p90_ms} ms"
+            )
         return Timing(answer.median_ms, answer.p90_ms, answer.runs, answer.backend, answer.threads), answer.host
 
     async def _describe(self, service: str, address: str) -> NodeInfo | None:

@@ -162,6 +162,7 @@ class PartitionClient:
         uplink_budget_bytes_per_s: float = 0.0,
         max_leakage: float | None = None,
         kept_on_edge: Sequence[str] = (),
+        unsupported_on_edge: Sequence[str] = (),
         between: Sequence[MiddleTier] = (),
         budget_s: float = DEFAULT_BUDGET_S,
     ) -> PlanInfo:
@@ -185,6 +186,7 @@ class PartitionClient:
             uplink_budget_bytes_per_s: most on the uplink; needs ``frames_per_s``; 0: any.
             max_leakage: highest SSIM of a reconstruction of the picture from what crosses; None: any.
             kept_on_edge: tensors that may not cross.
+            unsupported_on_edge: types of operators that the edge cannot run.
             between: tiers between the edge and the cloud, nearest to the camera first.
             budget_s: most seconds to spend on each profile that is not known.
         """
@@ -206,6 +208,7 @@ class PartitionClient:
             uplink_budget_bytes_per_s=uplink_budget_bytes_per_s,
             max_leakage=max_leakage,
             kept_on_edge=kept_on_edge,
+            unsupported_on_edge=unsupported_on_edge,
             between=[partition_pb2.Tier(**asdict(tier)) for tier in between],
             budget_s=budget_s,
         )

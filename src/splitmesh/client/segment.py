@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT_S = 30.0
 """A tail may have to fetch and load the segment before it accepts."""
+LONGEST_MS = 3.6e6
+"""What a tail can say that a frame took; no deadline is longer than ten minutes."""
 BACKOFF_S = (0.1, 1.0)
 """First and largest wait before a stream is opened again; small, so that escalation resumes soon after healing."""
 
@@ -131,6 +133,7 @@ class _TailStream:
                 ) from error
             finally:
                 self._flying.pop(frame_id, None)
+            _require_times(result)
             watch.answered(result)
             return result
 
@@ -246,6 +249,14 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         if self._estimator is not None:
             self._estimator.forget(self._number)
+
+
+def _require_times(result: segment_pb2.Result) -> None:
+    """PROTOCOL_VIOLATION for times that are none: one that is no number would spoil every later estimate."""
+    hops = [ms for hop in result.onward for ms in (hop.link_ms, hop.queue_ms, hop.compute_ms)]
+    for ms in (result.queue_ms, result.compute_ms, *hops):
+        if not 0 <= ms <= LONGEST_MS:
+            raise MeshError(Reason.PROTOCOL_VIOLATION, f"the tail says that something took {ms} ms")
 
 
 def _now_ms() -> float:

@@ -22,6 +22,8 @@ from splitmesh.runtime.timing import LiveTiming, host_text, time_foreign
 
 MESSAGE_TIMEOUT_S = 10.0
 """Between two messages of an upload: a stalled one must not keep others from being profiled."""
+UPLOAD_TIMEOUT_S = 120.0
+"""For the whole of an upload: nor must one that sends a byte now and then."""
 LOAD_MARGIN_S = 60.0
 """On top of a piece's budget: starting the process, loading and optimising the piece, the least runs."""
 MAX_BUDGET_S = 120.0
@@ -66,7 +68,7 @@ class PieceTimer:
         start = first.start
         self._check(start)
         async with self._slots:
-            piece = await _receive(requests, start)
+            piece = await _received(requests, start)
             budget_s = start.budget_s or DEFAULT_BUDGET_S
             timing = await run_job(
                 time_foreign,
@@ -113,6 +115,14 @@ def live_messages(timings: Iterable[LiveTiming]) -> list[segment_pb2.LiveTiming]
         segment_pb2.LiveTiming(batch=one.batch, runs=one.runs, median_ms=one.median_ms, p90_ms=one.p90_ms)
         for one in timings
     ]
+
+
+async def _received(requests: AsyncIterator[segment_pb2.ProfileRequest], start: segment_pb2.ProfileStart) -> bytes:
+    try:
+        async with asyncio.timeout(UPLOAD_TIMEOUT_S):
+            return await _receive(requests, start)
+    except TimeoutError as error:
+        raise MeshError(Reason.DEADLINE_EXPIRED, f"the piece was not there after {UPLOAD_TIMEOUT_S:g} s") from error
 
 
 async def _receive(requests: AsyncIterator[segment_pb2.ProfileRequest], start: segment_pb2.ProfileStart) -> bytes:

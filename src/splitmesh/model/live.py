@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from splitmesh.model.profile_data import Profile
@@ -32,7 +33,7 @@ def corrected(profile: Profile, side: Side, cut: frozenset[str], live_ms: float,
         if entry is None:
             return None
         expected = entry.head_ms if side == "head" else entry.tail_ms
-    if runs < MIN_LIVE_RUNS or expected <= 0:
+    if runs < MIN_LIVE_RUNS or expected <= 0 or not 0 <= live_ms < math.inf:
         return None
     factor = min(max(live_ms / expected, FACTORS[0]), FACTORS[1])
     if abs(factor - 1) < NEGLIGIBLE:

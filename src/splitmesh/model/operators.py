@@ -8,6 +8,8 @@ no custom domains. What the bodies of control flow hold must be on the list too.
 
 from __future__ import annotations
 
+from onnx import NodeProto
+
 _ONNX = """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization
     BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu CenterCropPad Clip Col2Im
@@ -64,3 +66,8 @@ def canonical_domain(domain: str) -> str:
 def is_allowed(domain: str, op_type: str) -> bool:
     """Whether a node of this type may be in a model."""
     return op_type in ALLOWED.get(canonical_domain(domain), frozenset())
+
+
+def type_name(node: NodeProto) -> str:
+    """What kind of node it is, for people: ``Conv``, ``com.microsoft.Gelu``."""
+    return ".".join(filter(None, (canonical_domain(node.domain), node.op_type)))

@@ -82,7 +82,7 @@ class Plan:
             entry |= {"name": option.name, "latency_ms": option.latency_ms, "feasible": option.feasible}
             if math.isinf(option.throughput_fps):
                 entry["throughput_fps"] = None
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+        return json.dumps(content, indent=2, allow_nan=False, default=sorted) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:

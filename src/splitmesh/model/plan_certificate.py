@@ -19,6 +19,7 @@ from splitmesh.model.plan_graph import (
     solve,
     summed_cut,
 )
+from splitmesh.model.plan_limits import operator_refusals
 from splitmesh.model.plan_options import Certificate, Kind, Option
 
 SOLVE_S = 5.0
@@ -41,10 +42,18 @@ class GraphSearch:
         self._objective = objective
         limits = costing.constraints
         self._nodes = costing.edge.nodes
-        self._codecs = allowed_codecs(costing.edge, limits)
+        self._codecs = [
+            [codec for codec in codecs if not any(operator_refusals(limits, (), codec=codec))]
+            for codecs in allowed_codecs(costing.edge, limits)
+        ]
         self._tiers = (
             graph_tier(
-                costing.edge, costing.edge_slowdown, first=True, last=False, max_model_bytes=limits.max_head_bytes
+                costing.edge,
+                costing.edge_slowdown,
+                first=True,
+                last=False,
+                max_model_bytes=limits.max_head_bytes,
+                unsupported=limits.unsupported_on_edge,
             ),
             graph_tier(costing.cloud, 1 / costing.cloud_speedup, first=False, last=True, max_model_bytes=None),
         )

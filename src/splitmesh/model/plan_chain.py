@@ -17,7 +17,7 @@ from splitmesh.model.plan import Plan, explain, rank, require_known_tensors
 from splitmesh.model.plan_certificate import value_ms
 from splitmesh.model.plan_chain_price import ChainCosting, Tier
 from splitmesh.model.plan_graph import Solved, allowed_codecs, build_problem, same_graph, solve
-from splitmesh.model.plan_limits import picture_refusals
+from splitmesh.model.plan_limits import picture_refusals, require_operators
 from splitmesh.model.plan_options import Certificate, Constraints, Link, Option, Workload
 
 __all__ = ["MAX_TIERS", "Tier", "plan_chain"]
@@ -55,6 +55,7 @@ def plan_chain(
     if len({tier.name for tier in tiers}) < len(tiers):
         raise field_error("tiers", "have the same name twice")
     require_known_tensors(tiers[0].profile, constraints)
+    require_operators(tiers[0].profile, constraints)
     search = _ChainSearch(ChainCosting(tuple(tiers), tuple(links), workload, constraints, objective))
     options = rank(list(search.options()), objective)
     value = value_ms(options[0], objective)
@@ -79,10 +80,9 @@ class _ChainSearch:
             yield costing.alone(tier, codec)
         for size in range(2, count + 1):
             for used in itertools.combinations(range(count), size):
-                codecs = [None] if used[0] == 0 else [costing.best_picture(used[0])]
-                if codecs != [None] and not costing.pictures:
+                if used[0] > 0 and not costing.pictures:
                     continue
-                option = self._best(used, codecs[0])
+                option = self._best(used, costing.best_picture(used[0]) if used[0] > 0 else None)
                 if option is not None:
                     yield option
 

@@ -12,7 +12,13 @@ from splitmesh.errors import field_error
 from splitmesh.model.placement.problem import Objective
 from splitmesh.model.plan_costing import sent_pictures, split_agreement, throughput_fps
 from splitmesh.model.plan_graph import GraphTier, allowed_codecs, crossing_nodes, graph_tier
-from splitmesh.model.plan_limits import cut_refusals, memory_refusals, picture_refusals, rate_refusals
+from splitmesh.model.plan_limits import (
+    cut_refusals,
+    memory_refusals,
+    operator_refusals,
+    picture_refusals,
+    rate_refusals,
+)
 from splitmesh.model.plan_options import Constraints, Kind, Link, Option, Stages, TierShare, Workload
 from splitmesh.model.profile_data import CutProfile, PictureProfile, Profile
 
@@ -77,6 +83,7 @@ class ChainCosting:
                 first=tier == used[0],
                 last=tier == used[-1],
                 max_model_bytes=self._most_model_bytes(tier) if limited else None,
+                unsupported=self.constraints.unsupported_on_edge if limited and tier == 0 else (),
             )
             for tier in used
         ]
@@ -119,7 +126,8 @@ class ChainCosting:
         compute[tier] = self.tiers[tier].profile.whole_ms * self.tiers[tier].slowdown
         messages = [] if picture is None else [self._picture(tier, picture)]
         kind = Kind.CLOUD_ONLY if tier else Kind.EDGE_ONLY
-        return self._option(kind, compute, messages, {tier: self.tiers[tier].profile.whole_bytes})
+        held = {tier: self.tiers[tier].profile.whole_bytes}
+        return self._option(kind, compute, messages, held, [tier] * len(self.tiers[0].profile.nodes))
 
     def price(self, at: Sequence[int], picture: str | None) -> Option | None:
         """Of a tier for every operator; None when no codec carries all that crosses somewhere."""
@@ -136,7 +144,7 @@ class ChainCosting:
             if message is None:
                 return None
             messages.append(message)
-        return self._option(Kind.SPLIT, compute, messages, weights)
+        return self._option(Kind.SPLIT, compute, messages, weights, at)
 
     def _picture(self, tier: int, codec: str) -> _Message:
         picture, decode_ms = self.pictures[codec]
@@ -161,12 +169,17 @@ class ChainCosting:
         profile = self.tiers[0].profile
         names = tuple(profile.nodes[index].name for index in crossing)
         known = _find(profile, names)
-        allowed = allowed_codecs(profile, self.constraints)
+        allowed, limits = allowed_codecs(profile, self.constraints), self.constraints
         made = [
             self._message(known, crossing, names, codec, here, there, graph)
             for codec in sorted(set.intersection(*(set(profile.nodes[index].wire_bytes) for index in crossing)))
         ]
-        good = [message for message in made if all(message.codec in allowed[index] for index in crossing)]
+        good = [
+            message
+            for message in made
+            if all(message.codec in allowed[index] for index in crossing)
+            and not (here == 0 and any(operator_refusals(limits, (), codec=message.codec)))
+        ]
         return min(good or made, key=lambda message: (self._cost(message), message.size_bytes), default=None)
 
     def _message(
@@ -201,8 +214,14 @@ class ChainCosting:
         return math.fsum((message.pack_ms, *transfers, message.unpack_ms))
 
     def _option(
-        self, kind: Kind, compute: Sequence[float], messages: Sequence[_Message], held: Mapping[int, int]
+        self,
+        kind: Kind,
+        compute: Sequence[float],
+        messages: Sequence[_Message],
+        held: Mapping[int, int],
+        at: Sequence[int],
     ) -> Option:
+        """``at``: the tier of every operator."""
         shares, busy = list(self._shares(compute, messages)), list[float]()
         for message in messages:
             busy += [self.links[hop].transfer_ms(message.size_bytes) for hop in _hops(message)]
@@ -218,6 +237,7 @@ class ChainCosting:
             (
                 *itertools.chain.from_iterable(message.refused for message in messages),
                 *self._memory(held),
+                *self._operators(at, messages),
                 *rate_refusals(self.constraints, shares[0].uplink_bytes, throughput),
             )
         )
@@ -255,6 +275,15 @@ class ChainCosting:
     def _memory(self, held: Mapping[int, int]) -> Iterator[str]:
         for tier, size in held.items():
             yield from memory_refusals(self.tiers[tier].name, size, self._most_model_bytes(tier))
+
+    def _operators(self, at: Sequence[int], messages: Sequence[_Message]) -> Iterator[str]:
+        nodes = self.tiers[0].profile.nodes
+        codec = next((message.codec for message in messages if message.first_hop == 0 and message.cut), "")
+        yield from operator_refusals(
+            self.constraints,
+            {node.operator for node, tier in zip(nodes, at, strict=True) if tier == 0},
+            codec=codec,
+        )
 
     def _most_model_bytes(self, tier: int) -> int | None:
         limits = [self.tiers[tier].max_model_bytes, self.constraints.max_head_bytes if tier == 0 else None]

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from splitmesh.errors import field_error
-from splitmesh.model.plan_limits import cut_refusals, memory_refusals, picture_refusals, rate_refusals
+from splitmesh.model.plan_graph import before
+from splitmesh.model.plan_limits import (
+    cut_refusals,
+    memory_refusals,
+    operator_refusals,
+    picture_refusals,
+    rate_refusals,
+    require_operators,
+)
 from splitmesh.model.plan_options import AS_SENT, RAW_PICTURE, Constraints, Kind, Link, Option, Stages, Workload
 from splitmesh.model.profile_data import FLOAT_CODEC, CutProfile, PictureProfile, Profile
 
@@ -62,6 +70,7 @@ class Costing:
         for name, value in (("edge_slowdown", self.edge_slowdown), ("cloud_speedup", self.cloud_speedup)):
             if not (math.isfinite(value) and value > 0):
                 raise field_error(name, f"is {value}, expected a finite number greater than 0")
+        require_operators(self.edge, self.constraints)
         cuts = sorted(self.cloud.cuts, key=lambda cut: cut.position)
         end = max([1.0, *(cut.position for cut in (*cuts, *self.edge.cuts))])
         tails = np.minimum.accumulate([self.cloud.whole_ms, *(cut.tail_ms for cut in cuts), 0.0])
@@ -71,7 +80,10 @@ class Costing:
     def options(self) -> Iterator[Option]:
         """Every option, feasible or not."""
         whole = self.edge.whole_ms * self.edge_slowdown
-        reasons = memory_refusals("edge", self.edge.whole_bytes, self.constraints.max_head_bytes)
+        reasons = (
+            *memory_refusals("edge", self.edge.whole_bytes, self.constraints.max_head_bytes),
+            *operator_refusals(self.constraints, {node.operator for node in self.edge.nodes}),
+        )
         yield self._option(Kind.EDGE_ONLY, Stages(edge_ms=whole), reasons, head_bytes=self.edge.whole_bytes, agrees=1.0)
         yield from self._pictures()
         for cut in self.edge.cuts:
@@ -93,6 +105,7 @@ class Costing:
     def cut_options(self, cut: CutProfile, in_cloud: CutProfile) -> Iterator[Option]:
         """A cut with every codec, and with an exit where the share of hard samples is known."""
         share = cut.escalation if self.workload.escalation is None else self.workload.escalation
+        operators = self._head_operators(cut) if self.constraints.unsupported_on_edge else frozenset()
         for codec, size in cut.wire_bytes.items():
             crossing = Stages(
                 edge_ms=cut.head_ms * self.edge_slowdown,
@@ -110,6 +123,7 @@ class Costing:
                     (
                         *cut_refusals(self.constraints, cut.tensors, codec, cut.leakage),
                         *memory_refusals("edge", cut.head_bytes, self.constraints.max_head_bytes),
+                        *operator_refusals(self.constraints, operators, kind, codec),
                     ),
                     cut=cut.tensors,
                     codec=codec,
@@ -119,6 +133,11 @@ class Costing:
                     measured=cut.measured and in_cloud.measured,
                     agrees=self._agreement(kind, split_agreement(cut, codec), weight),
                 )
+
+    def _head_operators(self, cut: CutProfile) -> frozenset[str] | None:
+        """By type; None when a tensor of the cut is not an operator's first output."""
+        head = before(self.edge.nodes, cut.tensors)
+        return None if head is None else frozenset(self.edge.nodes[index].operator for index in head)
 
     def _pictures(self) -> Iterator[Option]:
         told = bool(self.workload.picture_bytes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from splitmesh.errors import MeshError, Reason
@@ -36,15 +36,26 @@ class GraphTier:
     max_model_bytes: float = math.inf
 
 
-def graph_tier(profile: Profile, factor: float, *, first: bool, last: bool, max_model_bytes: int | None) -> GraphTier:
-    """A surveyed host whose times are ``factor`` times the profile's.
+def graph_tier(
+    profile: Profile,
+    factor: float,
+    *,
+    first: bool,
+    last: bool,
+    max_model_bytes: int | None,
+    unsupported: Collection[str] = (),
+) -> GraphTier:
+    """A surveyed host whose times are ``factor`` times the profile's and that cannot run ``unsupported`` operators.
 
     The first of a chain runs heads and the last runs tails; what runs in between is worth the mean of both shares.
     """
     head = 1.0 if first and not last else 0.0 if last and not first else 0.5
     codecs = {codec for node in profile.nodes for codec in node.wire_bytes}
     return GraphTier(
-        node_ms=[factor * (head * node.head_ms + (1 - head) * node.tail_ms) for node in profile.nodes],
+        node_ms=[
+            math.inf if node.operator in unsupported else factor * (head * node.head_ms + (1 - head) * node.tail_ms)
+            for node in profile.nodes
+        ],
         pack_ms={codec: _coding(profile, codec, factor, lambda cut: cut.encode_ms) for codec in codecs},
         unpack_ms={codec: _coding(profile, codec, factor, lambda cut: cut.decode_ms) for codec in codecs},
         max_model_bytes=math.inf if max_model_bytes is None else max_model_bytes,

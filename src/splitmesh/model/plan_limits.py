@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from splitmesh.model.plan_options import Constraints
-from splitmesh.model.profile_data import QUANTISED_CODEC
+from splitmesh.errors import field_error
+from splitmesh.model.plan_options import Constraints, Kind
+from splitmesh.model.profile_data import QUANTISED_CODEC, Profile
+
+ROUNDING_OPERATORS = frozenset({"QuantizeLinear"})
+"""What rounding a cut of float32 to 8 bits adds to a head."""
+
+EXIT_OPERATORS = frozenset(
+    {"Add", "Concat", "Flatten", "Gemm", "Mul", "ReduceMax", "ReduceMean", "Reshape", "Softmax", "Sqrt", "Sub"}
+)
+"""What an exit may add to a head."""
 
 
 def picture_refusals(limits: Constraints) -> Iterator[str]:
@@ -45,3 +54,31 @@ def rate_refusals(limits: Constraints, uplink_bytes: float, throughput_fps: floa
     used = uplink_bytes * limits.frames_per_s
     if limits.uplink_budget_bytes_per_s is not None and used > limits.uplink_budget_bytes_per_s:
         yield f"it uses {used:.0f} bytes/s of the uplink, the budget is {limits.uplink_budget_bytes_per_s:g}"
+
+
+def operator_refusals(
+    limits: Constraints, operators: Collection[str] | None, kind: Kind = Kind.SPLIT, codec: str = ""
+) -> Iterator[str]:
+    """Why the first tier cannot run its part: ``operators`` by type (None: not known which), and what an exit of a cascade
+    and rounding add to them.
+    """
+    if not limits.unsupported_on_edge:
+        return
+    if operators is None:
+        yield "which operators the edge would have to run is not known"
+        return
+    held = set(operators)
+    if kind is Kind.CASCADE:
+        held |= EXIT_OPERATORS
+    if codec == QUANTISED_CODEC:
+        held |= ROUNDING_OPERATORS
+    if lacking := sorted(held & limits.unsupported_on_edge):
+        yield f"the edge cannot run {', '.join(lacking)}"
+
+
+def require_operators(profile: Profile, limits: Constraints) -> None:
+    """MeshError FIELD_INVALID when operators are limited but the profile does not say which there are."""
+    if limits.unsupported_on_edge and not (profile.nodes and all(node.operator for node in profile.nodes)):
+        raise field_error(
+            "unsupported_on_edge", "needs a profile that lists the model's operators; measure the version again"
+        )

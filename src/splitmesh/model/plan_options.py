@@ -38,6 +38,13 @@ MESSAGE_OVERHEAD_MS = 3.0
 hosts. As ``benchmarks.cost_model`` sees it on two x86 cores."""
 
 
+SLOWEST_MBPS = 1e-6
+"""A bit a second; what is slower is no link, and its times overflow."""
+
+LONGEST_RTT_MS = 3.6e6
+"""An hour."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """The way from edge to cloud. MeshError FIELD_INVALID for values out of range."""
@@ -52,6 +59,10 @@ class Link:
     def __post_init__(self) -> None:
         _require_above_zero("uplink_mbps", self.uplink_mbps)
         _require_not_negative("rtt_ms", self.rtt_ms)
+        if self.uplink_mbps < SLOWEST_MBPS:
+            raise field_error("uplink_mbps", f"is {self.uplink_mbps}, expected at least {SLOWEST_MBPS:g}")
+        if self.rtt_ms > LONGEST_RTT_MS:
+            raise field_error("rtt_ms", f"is {self.rtt_ms}, expected at most {LONGEST_RTT_MS:g}")
         _require_not_negative("message_overhead_ms", self.message_overhead_ms)
 
     def transfer_ms(self, size_bytes: float) -> float:
@@ -101,10 +112,13 @@ class Constraints:
     higher or unknown is refused; the picture itself has 1. None: any."""
     kept_on_edge: tuple[str, ...] = ()
     """Tensors that may not leave the first tier."""
+    unsupported_on_edge: frozenset[str] = frozenset()
+    """Types of operators that the first tier cannot run, such as ``GridSample``."""
 
     def __post_init__(self) -> None:
         _require_share("max_leakage", self.max_leakage)
         object.__setattr__(self, "kept_on_edge", tuple(self.kept_on_edge))
+        object.__setattr__(self, "unsupported_on_edge", frozenset(self.unsupported_on_edge))
         for name in ("max_head_bytes", "uplink_budget_bytes_per_s", "frames_per_s"):
             if (value := getattr(self, name)) is not None:
                 _require_above_zero(name, value)

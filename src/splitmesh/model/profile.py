@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+
+import numpy as np
 
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.cuts import Cut, resolve_cut
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
+from splitmesh.model.points import Pace, Point, Points, Times, known_points, per_sample
 from splitmesh.model.profile_data import (
     QUANTISED_CODEC,
     CutProfile,
@@ -44,44 +45,6 @@ CANNOT_BE_CUT = frozenset({Reason.CUT_INVALID, Reason.MODEL_SHAPE_UNKNOWN})
 """Why a candidate is left out of a profile rather than ending it."""
 
 
-class Times(NamedTuple):
-    """Milliseconds per sample."""
-
-    median_ms: float
-    p90_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """What was measured at one cut."""
-
-    head: Times
-    tail: Times
-    agreement: float | None = None
-    """Of the model with the cut rounded to 8 bits; None: not measured."""
-
-
-Points = Mapping[Tensors, Point]
-
-
-def per_sample(timing: Timing, batch: int) -> Times:
-    """A run's times divided by its samples."""
-    return Times(timing.median_ms / batch, timing.p90_ms / batch)
-
-
-def known_points(profile: Profile) -> dict[Tensors, Point]:
-    """What an earlier profile measured."""
-    return {
-        cut.tensors: Point(
-            Times(cut.head_ms, cut.head_p90_ms),
-            Times(cut.tail_ms, cut.tail_p90_ms),
-            cut.agreement.get(QUANTISED_CODEC),
-        )
-        for cut in profile.cuts
-        if cut.measured
-    }
-
-
 def next_cut(found: Survey, points: Points, refused: Collection[Tensors], most: int = MAX_POINTS) -> Tensors | None:
     """The cut to time next; None when ``most`` are timed or there is no other.
 
@@ -89,7 +52,7 @@ def next_cut(found: Survey, points: Points, refused: Collection[Tensors], most: 
     can err most. Of cuts near the middle of its work (a convolution and its ReLU) the smallest on the wire, the likelier
     choice of a plan.
     """
-    work = [operator.work for operator in found.operators]
+    work = np.array([operator.work for operator in found.operators])
     cuts = sorted((cut for cut in found.cuts if cut.tensors not in refused), key=lambda cut: cut.index)
     timed = [cut for cut in cuts if cut.tensors in points]
     if not cuts or len(timed) >= most or len(timed) == len(cuts):
@@ -149,14 +112,15 @@ def assemble(
         share_out(work, [(everything & ~cut.head, point.tail[which]) for cut, point in timed], whole[which])
         for which in range(2)
     ]
+    head_shares, tail_shares = np.array(heads), np.array(tails)
     told = {} if known is None else {cut.tensors: cut for cut in known.cuts}
     cuts = []
     for cut in found.cuts:
         if cut.tensors in refused:
             continue
         point = points.get(cut.tensors) or Point(
-            Times(*(time_of(cut.head, shares) for shares in heads)),
-            Times(*(time_of(everything & ~cut.head, shares) for shares in tails)),
+            Times(*(time_of(cut.head, shares) for shares in head_shares)),
+            Times(*(time_of(everything & ~cut.head, shares) for shares in tail_shares)),
         )
         entry = _cut_profile(cut, point, cut.tensors in points)
         earlier = told.get(cut.tensors)
@@ -175,6 +139,7 @@ def assemble(
                 tail_ms=tails[0][index],
                 weight_bytes=operator.weight_bytes,
                 wire_bytes=operator.wire_bytes,
+                operator=operator.type,
             )
             for index, operator in enumerate(found.operators)
         ),
@@ -249,7 +214,7 @@ def profile_cuts(
             providers=providers,
             repeats=repeats,
             warmup=warmup,
-            budget_s=budget_s / (2 * max_points + 1),
+            budget_s=budget_s / (3 * max_points + 1),
             clock=clock,
         )
 
@@ -260,14 +225,17 @@ def profile_cuts(
     count = min(max_points, len(found.cuts))
     report(1, 2 + count, "timing the whole model")
     first = timed(whole)
-    points = {} if known is None else known_points(known)
+    earlier = {} if known is None else known_points(known)
+    pace, points = Pace(per_sample(first, batch)), earlier
     refused = set[Tensors]()
     while (tensors := next_cut(found, points, refused, max_points)) is not None:
         before = clock()
         report(min(2 + len(points), 1 + count), 2 + count, f"timing the cut at {', '.join(tensors)}")
         try:
             head, tail = pieces(graph, tensors)
-            points[tensors] = Point(per_sample(timed(head), batch), per_sample(timed(tail), batch))
+            point = Point(per_sample(timed(head), batch), per_sample(timed(tail), batch))
+            pace.add(tensors, point, per_sample(timed(whole), batch))
+            points = pace.points(earlier)
         except MeshError as error:
             if error.reason not in CANNOT_BE_CUT:
                 raise
@@ -279,7 +247,7 @@ def profile_cuts(
     return assemble(
         found,
         ProfileKey(node=LOCAL_NODE, backend=first.backend, threads=threads, batch=batch),
-        per_sample(first, batch),
+        pace.whole,
         points,
         refused=refused,
         host=host_text(),

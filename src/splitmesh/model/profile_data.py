@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from splitmesh.errors import MeshError, Reason
 
@@ -69,6 +69,8 @@ class NodeProfile(_Data):
     wire_bytes: dict[str, Size]
     """By codec, of the outputs that others read; estimated from the nearest measured cut unless it is one. Empty: they
     cannot cross."""
+    operator: str = ""
+    """Its type, such as ``Conv``, with the domain before a dot unless it is ONNX's own; empty: not noted."""
 
 
 class CutProfile(_Data):
@@ -129,6 +131,13 @@ class Profile(_Data):
     """Processor, cores and runtime the times belong to."""
     complete: bool = True
     """False: the budget ended before every wanted cut was timed; measuring again goes on from here."""
+
+    @model_validator(mode="after")
+    def _nodes_in_order(self) -> Profile:
+        for index, node in enumerate(self.nodes):
+            if any(not -1 <= source < index for source in node.sources):
+                raise ValueError(f"nodes[{index}] reads a node that does not come before it")
+        return self
 
     def to_json(self) -> str:
         """The profile as indented JSON."""

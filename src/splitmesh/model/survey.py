@@ -17,6 +17,7 @@ import numpy as np
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.cuts import Cut, can_cross, list_cuts
 from splitmesh.model.graph import Graph
+from splitmesh.model.operators import type_name
 from splitmesh.model.partition import ancestors
 from splitmesh.model.profile_data import PictureProfile, Profile
 from splitmesh.model.verify import random_inputs
@@ -50,6 +51,8 @@ class Operator:
     weight_bytes: int
     wire_bytes: dict[str, int]
     """By codec, of the outputs that others read; empty: they cannot cross."""
+    type: str
+    """With the domain before a dot unless it is ONNX's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,7 @@ def _operators(
                 work=_work(graph, node, outputs),
                 weight_bytes=_weight_bytes(graph, node, weights, counted),
                 wire_bytes=_sizes(graph, read, single, node),
+                type=type_name(graph.nodes[node]),
             )
         )
     return tuple(found)

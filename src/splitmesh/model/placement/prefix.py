@@ -13,6 +13,9 @@ import numpy as np
 from splitmesh.model.placement.figures import Figures, Floats, Ints
 from splitmesh.model.placement.problem import Objective, Problem
 
+_BLOCK = 4_000_000
+"""Pairs of positions looked at together: all at once would take gigabytes for 20,000 operators."""
+
 
 def best_prefix(problem: Problem, objective: Objective) -> Ints | None:
     """A tier for every vertex, the earliest of equals, or None where no such placement is allowed within the limits."""
@@ -25,9 +28,9 @@ def best_prefix(problem: Problem, objective: Objective) -> Ints | None:
     best = join(_stage(problem, 0, start, positions)[0], hops[0])
     came_from: list[Ints] = []
     for tier in range(1, last):
-        totals = join(best[:, None], _stage(problem, tier, positions, positions))
-        came_from.append(count - totals[::-1].argmin(axis=0))
-        best = join(totals.min(axis=0), hops[tier])
+        stage_end, origins = _through(problem, tier, best, join)
+        came_from.append(origins)
+        best = join(stage_end, hops[tier])
     final = join(best, _stage(problem, last, positions, positions[-1:])[:, 0])
     position = count - int(final[::-1].argmin())
     if math.isinf(final[position]):
@@ -37,6 +40,19 @@ def best_prefix(problem: Problem, objective: Objective) -> Ints | None:
         ends.append(int(origins[ends[-1]]))
     tiers: Ints = np.searchsorted(np.array(ends[::-1]), np.arange(count), side="right")
     return tiers
+
+
+def _through(problem: Problem, tier: int, best: Floats, join: np.ufunc) -> tuple[Floats, Ints]:
+    """(N + 1,) each: the best value when a tier ends at a position, and the latest position it then begins at."""
+    positions = np.arange(len(best))
+    values, origins = np.empty(len(best)), np.empty(len(best), dtype=np.int64)
+    width = max(1, _BLOCK // len(best))
+    for first in range(0, len(best), width):
+        ends = positions[first : first + width]
+        totals = join(best[:, None], _stage(problem, tier, positions, ends))
+        values[ends] = totals.min(axis=0)
+        origins[ends] = len(best) - 1 - totals[::-1].argmin(axis=0)
+    return values, origins
 
 
 def _stage(problem: Problem, tier: int, begins: Ints, ends: Ints) -> Floats:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from splitmesh.api.profile.v1 import profile_pb2 as splitmesh_dot_api_dot_profile_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*splitmesh/api/partition/v1/partition.proto\x12\x1asplitmesh.api.partition.v1\x1a&splitmesh/api/profile/v1/profile.proto\"\x97\x01\n\x13ProfileModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08\x62udget_s\x18\x03 \x01(\x01\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x0f\n\x07restart\x18\x08 \x01(\x08\"\x91\x01\n\x14ProfileModelResponse\x12\x38\n\x08progress\x18\x01 \x01(\x0b\x32$.splitmesh.api.partition.v1.ProgressH\x00\x12\x34\n\x07profile\x18\x02 \x01(\x0b\x32!.splitmesh.api.profile.v1.ProfileH\x00\x42\t\n\x07message\"\'\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"\x9e\x04\n\x14PlanPartitionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0buplink_mbps\x18\x03 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x04 \x01(\x01\x12\x15\n\redge_slowdown\x18\x05 \x01(\x01\x12\x15\n\rcloud_speedup\x18\x06 \x01(\x01\x12\x1d\n\x15picture_stays_on_site\x18\x07 \x01(\x08\x12\x16\n\x0emax_head_bytes\x18\x08 \x01(\x04\x12\x17\n\nescalation\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rpicture_bytes\x18\n \x01(\x04\x12\x10\n\x08\x62udget_s\x18\x0b \x01(\x01\x12\x11\n\tedge_node\x18\x0c \x01(\t\x12\x12\n\ncloud_node\x18\r \x01(\t\x12\x38\n\tobjective\x18\x0e \x01(\x0e\x32%.splitmesh.api.partition.v1.Objective\x12\x14\n\x0c\x66rames_per_s\x18\x0f \x01(\x01\x12!\n\x19uplink_budget_bytes_per_s\x18\x10 \x01(\x01\x12\x18\n\x0bmax_leakage\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0ckept_on_edge\x18\x12 \x03(\t\x12\x31\n\x07\x62\x65tween\x18\x13 \x03(\x0b\x32 .splitmesh.api.partition.v1.TierB\r\n\x0b_escalationB\x0e\n\x0c_max_leakage\"r\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x10\n\x08slowdown\x18\x03 \x01(\x01\x12\x17\n\x0fmax_model_bytes\x18\x04 \x01(\x04\x12\x13\n\x0buplink_mbps\x18\x05 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x06 \x01(\x01\"\x98\x03\n\nPlanOption\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03\x63ut\x18\x02 \x03(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x12\n\nlatency_ms\x18\x04 \x01(\x01\x12\x42\n\x06stages\x18\x05 \x03(\x0b\x32\x32.splitmesh.api.partition.v1.PlanOption.StagesEntry\x12\x14\n\x0cuplink_bytes\x18\x06 \x01(\x01\x12\x16\n\x0ethroughput_fps\x18\x07 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x08 \x01(\x08\x12\x17\n\x0frefused_because\x18\t \x01(\t\x12\x16\n\tagreement\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nhead_bytes\x18\x0b \x01(\x04\x12\x10\n\x08measured\x18\x0c \x01(\x08\x12\x34\n\x05tiers\x18\r \x03(\x0b\x32%.splitmesh.api.partition.v1.TierShare\x1a-\n\x0bStagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0c\n\n_agreement\"a\n\tTierShare\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x12\n\ncompute_ms\x18\x02 \x01(\x01\x12\x0b\n\x03\x63ut\x18\x03 \x03(\t\x12\x14\n\x0cuplink_bytes\x18\x04 \x01(\x01\x12\x0f\n\x07link_ms\x18\x05 \x01(\x01\"E\n\x0b\x43\x65rtificate\x12\x16\n\x0elower_bound_ms\x18\x01 \x01(\x01\x12\x0e\n\x06gap_ms\x18\x02 \x01(\x01\x12\x0e\n\x06method\x18\x03 \x01(\t\"\x9b\x01\n\x15PlanPartitionResponse\x12\x37\n\x07options\x18\x01 \x03(\x0b\x32&.splitmesh.api.partition.v1.PlanOption\x12\x0b\n\x03why\x18\x02 \x01(\t\x12<\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\'.splitmesh.api.partition.v1.Certificate\"w\n\x11SplitModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03\x63ut\x18\x03 \x03(\t\x12\x35\n\x07\x66urther\x18\x04 \x03(\x0b\x32$.splitmesh.api.partition.v1.CutPoint\"\x1b\n\x08\x43utPoint\x12\x0f\n\x07tensors\x18\x01 \x03(\t\"<\n\x12SplitModelResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rmax_abs_error\x18\x02 \x01(\x01\"Y\n\x11\x41\x64\x61ptModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x03(\r\x12\x13\n\x0buplink_mbps\x18\x03 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x04 \x01(\x01\"%\n\x12\x41\x64\x61ptModelResponse\x12\x0f\n\x07version\x18\x01 \x01(\r*W\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECTIVE_LATENCY\x10\x01\x12\x18\n\x14OBJECTIVE_THROUGHPUT\x10\x02\x32\xd7\x03\n\x10PartitionService\x12s\n\x0cProfileModel\x12/.splitmesh.api.partition.v1.ProfileModelRequest\x1a\x30.splitmesh.api.partition.v1.ProfileModelResponse0\x01\x12t\n\rPlanPartition\x12\x30.splitmesh.api.partition.v1.PlanPartitionRequest\x1a\x31.splitmesh.api.partition.v1.PlanPartitionResponse\x12k\n\nSplitModel\x12-.splitmesh.api.partition.v1.SplitModelRequest\x1a..splitmesh.api.partition.v1.SplitModelResponse\x12k\n\nAdaptModel\x12-.splitmesh.api.partition.v1.AdaptModelRequest\x1a..splitmesh.api.partition.v1.AdaptModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*splitmesh/api/partition/v1/partition.proto\x12\x1asplitmesh.api.partition.v1\x1a&splitmesh/api/profile/v1/profile.proto\"\x97\x01\n\x13ProfileModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08\x62udget_s\x18\x03 \x01(\x01\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x0f\n\x07restart\x18\x08 \x01(\x08\"\x91\x01\n\x14ProfileModelResponse\x12\x38\n\x08progress\x18\x01 \x01(\x0b\x32$.splitmesh.api.partition.v1.ProgressH\x00\x12\x34\n\x07profile\x18\x02 \x01(\x0b\x32!.splitmesh.api.profile.v1.ProfileH\x00\x42\t\n\x07message\"\'\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"\xbb\x04\n\x14PlanPartitionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0buplink_mbps\x18\x03 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x04 \x01(\x01\x12\x15\n\redge_slowdown\x18\x05 \x01(\x01\x12\x15\n\rcloud_speedup\x18\x06 \x01(\x01\x12\x1d\n\x15picture_stays_on_site\x18\x07 \x01(\x08\x12\x16\n\x0emax_head_bytes\x18\x08 \x01(\x04\x12\x17\n\nescalation\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rpicture_bytes\x18\n \x01(\x04\x12\x10\n\x08\x62udget_s\x18\x0b \x01(\x01\x12\x11\n\tedge_node\x18\x0c \x01(\t\x12\x12\n\ncloud_node\x18\r \x01(\t\x12\x38\n\tobjective\x18\x0e \x01(\x0e\x32%.splitmesh.api.partition.v1.Objective\x12\x14\n\x0c\x66rames_per_s\x18\x0f \x01(\x01\x12!\n\x19uplink_budget_bytes_per_s\x18\x10 \x01(\x01\x12\x18\n\x0bmax_leakage\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0ckept_on_edge\x18\x12 \x03(\t\x12\x31\n\x07\x62\x65tween\x18\x13 \x03(\x0b\x32 .splitmesh.api.partition.v1.Tier\x12\x1b\n\x13unsupported_on_edge\x18\x14 \x03(\tB\r\n\x0b_escalationB\x0e\n\x0c_max_leakage\"r\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x10\n\x08slowdown\x18\x03 \x01(\x01\x12\x17\n\x0fmax_model_bytes\x18\x04 \x01(\x04\x12\x13\n\x0buplink_mbps\x18\x05 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x06 \x01(\x01\"\x98\x03\n\nPlanOption\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03\x63ut\x18\x02 \x03(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x12\n\nlatency_ms\x18\x04 \x01(\x01\x12\x42\n\x06stages\x18\x05 \x03(\x0b\x32\x32.splitmesh.api.partition.v1.PlanOption.StagesEntry\x12\x14\n\x0cuplink_bytes\x18\x06 \x01(\x01\x12\x16\n\x0ethroughput_fps\x18\x07 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x08 \x01(\x08\x12\x17\n\x0frefused_because\x18\t \x01(\t\x12\x16\n\tagreement\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nhead_bytes\x18\x0b \x01(\x04\x12\x10\n\x08measured\x18\x0c \x01(\x08\x12\x34\n\x05tiers\x18\r \x03(\x0b\x32%.splitmesh.api.partition.v1.TierShare\x1a-\n\x0bStagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0c\n\n_agreement\"a\n\tTierShare\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x12\n\ncompute_ms\x18\x02 \x01(\x01\x12\x0b\n\x03\x63ut\x18\x03 \x03(\t\x12\x14\n\x0cuplink_bytes\x18\x04 \x01(\x01\x12\x0f\n\x07link_ms\x18\x05 \x01(\x01\"E\n\x0b\x43\x65rtificate\x12\x16\n\x0elower_bound_ms\x18\x01 \x01(\x01\x12\x0e\n\x06gap_ms\x18\x02 \x01(\x01\x12\x0e\n\x06method\x18\x03 \x01(\t\"\x9b\x01\n\x15PlanPartitionResponse\x12\x37\n\x07options\x18\x01 \x03(\x0b\x32&.splitmesh.api.partition.v1.PlanOption\x12\x0b\n\x03why\x18\x02 \x01(\t\x12<\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\'.splitmesh.api.partition.v1.Certificate\"w\n\x11SplitModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03\x63ut\x18\x03 \x03(\t\x12\x35\n\x07\x66urther\x18\x04 \x03(\x0b\x32$.splitmesh.api.partition.v1.CutPoint\"\x1b\n\x08\x43utPoint\x12\x0f\n\x07tensors\x18\x01 \x03(\t\"<\n\x12SplitModelResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rmax_abs_error\x18\x02 \x01(\x01\"Y\n\x11\x41\x64\x61ptModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x03(\r\x12\x13\n\x0buplink_mbps\x18\x03 \x01(\x01\x12\x0e\n\x06rtt_ms\x18\x04 \x01(\x01\"%\n\x12\x41\x64\x61ptModelResponse\x12\x0f\n\x07version\x18\x01 \x01(\r*W\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x15\n\x11OBJECTIVE_LATENCY\x10\x01\x12\x18\n\x14OBJECTIVE_THROUGHPUT\x10\x02\x32\xd7\x03\n\x10PartitionService\x12s\n\x0cProfileModel\x12/.splitmesh.api.partition.v1.ProfileModelRequest\x1a\x30.splitmesh.api.partition.v1.ProfileModelResponse0\x01\x12t\n\rPlanPartition\x12\x30.splitmesh.api.partition.v1.PlanPartitionRequest\x1a\x31.splitmesh.api.partition.v1.PlanPartitionResponse\x12k\n\nSplitModel\x12-.splitmesh.api.partition.v1.SplitModelRequest\x1a..splitmesh.api.partition.v1.SplitModelResponse\x12k\n\nAdaptModel\x12-.splitmesh.api.partition.v1.AdaptModelRequest\x1a..splitmesh.api.partition.v1.AdaptModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PLANOPTION_STAGESENTRY']._loaded_options = None
   _globals['_PLANOPTION_STAGESENTRY']._serialized_options = b'8\001'
-  _globals['_OBJECTIVE']._serialized_start=2199
-  _globals['_OBJECTIVE']._serialized_end=2286
+  _globals['_OBJECTIVE']._serialized_start=2228
+  _globals['_OBJECTIVE']._serialized_end=2315
   _globals['_PROFILEMODELREQUEST']._serialized_start=115
   _globals['_PROFILEMODELREQUEST']._serialized_end=266
   _globals['_PROFILEMODELRESPONSE']._serialized_start=269
@@ -43,29 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROGRESS']._serialized_start=416
   _globals['_PROGRESS']._serialized_end=455
   _globals['_PLANPARTITIONREQUEST']._serialized_start=458
-  _globals['_PLANPARTITIONREQUEST']._serialized_end=1000
-  _globals['_TIER']._serialized_start=1002
-  _globals['_TIER']._serialized_end=1116
-  _globals['_PLANOPTION']._serialized_start=1119
-  _globals['_PLANOPTION']._serialized_end=1527
-  _globals['_PLANOPTION_STAGESENTRY']._serialized_start=1468
-  _globals['_PLANOPTION_STAGESENTRY']._serialized_end=1513
-  _globals['_TIERSHARE']._serialized_start=1529
-  _globals['_TIERSHARE']._serialized_end=1626
-  _globals['_CERTIFICATE']._serialized_start=1628
-  _globals['_CERTIFICATE']._serialized_end=1697
-  _globals['_PLANPARTITIONRESPONSE']._serialized_start=1700
-  _globals['_PLANPARTITIONRESPONSE']._serialized_end=1855
-  _globals['_SPLITMODELREQUEST']._serialized_start=1857
-  _globals['_SPLITMODELREQUEST']._serialized_end=1976
-  _globals['_CUTPOINT']._serialized_start=1978
-  _globals['_CUTPOINT']._serialized_end=2005
-  _globals['_SPLITMODELRESPONSE']._serialized_start=2007
-  _globals['_SPLITMODELRESPONSE']._serialized_end=2067
-  _globals['_ADAPTMODELREQUEST']._serialized_start=2069
-  _globals['_ADAPTMODELREQUEST']._serialized_end=2158
-  _globals['_ADAPTMODELRESPONSE']._serialized_start=2160
-  _globals['_ADAPTMODELRESPONSE']._serialized_end=2197
-  _globals['_PARTITIONSERVICE']._serialized_start=2289
-  _globals['_PARTITIONSERVICE']._serialized_end=2760
+  _globals['_PLANPARTITIONREQUEST']._serialized_end=1029
+  _globals['_TIER']._serialized_start=1031
+  _globals['_TIER']._serialized_end=1145
+  _globals['_PLANOPTION']._serialized_start=1148
+  _globals['_PLANOPTION']._serialized_end=1556
+  _globals['_PLANOPTION_STAGESENTRY']._serialized_start=1497
+  _globals['_PLANOPTION_STAGESENTRY']._serialized_end=1542
+  _globals['_TIERSHARE']._serialized_start=1558
+  _globals['_TIERSHARE']._serialized_end=1655
+  _globals['_CERTIFICATE']._serialized_start=1657
+  _globals['_CERTIFICATE']._serialized_end=1726
+  _globals['_PLANPARTITIONRESPONSE']._serialized_start=1729
+  _globals['_PLANPARTITIONRESPONSE']._serialized_end=1884
+  _globals['_SPLITMODELREQUEST']._serialized_start=1886
+  _globals['_SPLITMODELREQUEST']._serialized_end=2005
+  _globals['_CUTPOINT']._serialized_start=2007
+  _globals['_CUTPOINT']._serialized_end=2034
+  _globals['_SPLITMODELRESPONSE']._serialized_start=2036
+  _globals['_SPLITMODELRESPONSE']._serialized_end=2096
+  _globals['_ADAPTMODELREQUEST']._serialized_start=2098
+  _globals['_ADAPTMODELREQUEST']._serialized_end=2187
+  _globals['_ADAPTMODELRESPONSE']._serialized_start=2189
+  _globals['_ADAPTMODELRESPONSE']._serialized_end=2226
+  _globals['_PARTITIONSERVICE']._serialized_start=2318
+  _globals['_PARTITIONSERVICE']._serialized_end=2789
 # @@protoc_insertion_point(module_scope)

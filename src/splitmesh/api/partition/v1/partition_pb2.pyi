@@ -177,6 +177,7 @@ class PlanPartitionRequest(_message.Message):
     MAX_LEAKAGE_FIELD_NUMBER: _builtins.int
     KEPT_ON_EDGE_FIELD_NUMBER: _builtins.int
     BETWEEN_FIELD_NUMBER: _builtins.int
+    UNSUPPORTED_ON_EDGE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
@@ -225,6 +226,10 @@ class PlanPartitionRequest(_message.Message):
         first tier and its link; each entry's link leads on to the next tier.
         """
 
+    @_builtins.property
+    def unsupported_on_edge(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Types of operators, such as "GridSample", that the edge host cannot run; options whose head holds one are refused."""
+
     def __init__(
         self,
         *,
@@ -247,10 +252,11 @@ class PlanPartitionRequest(_message.Message):
         max_leakage: _builtins.float | None = ...,
         kept_on_edge: _abc.Iterable[_builtins.str] | None = ...,
         between: _abc.Iterable[Global___Tier] | None = ...,
+        unsupported_on_edge: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_max_leakage", b"_max_leakage", "escalation", b"escalation", "max_leakage", b"max_leakage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_max_leakage", b"_max_leakage", "between", b"between", "budget_s", b"budget_s", "cloud_node", b"cloud_node", "cloud_speedup", b"cloud_speedup", "edge_node", b"edge_node", "edge_slowdown", b"edge_slowdown", "escalation", b"escalation", "frames_per_s", b"frames_per_s", "kept_on_edge", b"kept_on_edge", "max_head_bytes", b"max_head_bytes", "max_leakage", b"max_leakage", "model", b"model", "objective", b"objective", "picture_bytes", b"picture_bytes", "picture_stays_on_site", b"picture_stays_on_site", "rtt_ms", b"rtt_ms", "uplink_budget_bytes_per_s", b"uplink_budget_bytes_per_s", "uplink_mbps", b"uplink_mbps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_max_leakage", b"_max_leakage", "between", b"between", "budget_s", b"budget_s", "cloud_node", b"cloud_node", "cloud_speedup", b"cloud_speedup", "edge_node", b"edge_node", "edge_slowdown", b"edge_slowdown", "escalation", b"escalation", "frames_per_s", b"frames_per_s", "kept_on_edge", b"kept_on_edge", "max_head_bytes", b"max_head_bytes", "max_leakage", b"max_leakage", "model", b"model", "objective", b"objective", "picture_bytes", b"picture_bytes", "picture_stays_on_site", b"picture_stays_on_site", "rtt_ms", b"rtt_ms", "unsupported_on_edge", b"unsupported_on_edge", "uplink_budget_bytes_per_s", b"uplink_budget_bytes_per_s", "uplink_mbps", b"uplink_mbps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__escalation: _TypeAlias = _typing.Literal["escalation"]  # noqa: Y015
     _WhichOneofArgType__escalation: _TypeAlias = _typing.Literal["_escalation", b"_escalation"]  # noqa: Y015

@@ -364,6 +364,7 @@ class NodeProfile(_message.Message):
     TAIL_MS_FIELD_NUMBER: _builtins.int
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its first output that others read."""
     head_ms: _builtins.float
@@ -372,6 +373,8 @@ class NodeProfile(_message.Message):
     """Its share of fused tail times."""
     weight_bytes: _builtins.int
     """Initialisers that it reads."""
+    operator: _builtins.str
+    """Its type, such as "Conv"; empty in profiles that were made before types were noted."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the entries whose outputs it reads, ascending; -1: an input of the model."""
@@ -389,10 +392,11 @@ class NodeProfile(_message.Message):
         tail_ms: _builtins.float = ...,
         weight_bytes: _builtins.int = ...,
         wire_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        operator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_ms", b"head_ms", "name", b"name", "sources", b"sources", "tail_ms", b"tail_ms", "weight_bytes", b"weight_bytes", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_ms", b"head_ms", "name", b"name", "operator", b"operator", "sources", b"sources", "tail_ms", b"tail_ms", "weight_bytes", b"weight_bytes", "wire_bytes", b"wire_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
