@@ -164,7 +164,9 @@ def draw(made: Profile, title: str) -> Figure:
     _draw_sizes(sizes, made)
     key = made.key
     threads = f"{key.threads} thread" + "s" * (key.threads > 1)
-    figure.suptitle(f"{Path(title).name} on {key.node} ({key.backend}, {threads}, batch {key.batch})", fontsize="medium")
+    figure.suptitle(
+        f"{Path(title).name} on {key.node} ({key.backend}, {threads}, batch {key.batch})", fontsize="medium"
+    )
     return figure
 
 
