@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from splitmesh.model.manifest import Manifest
 from splitmesh.runtime import Session
 from splitmesh.runtime.timing import LiveTimings
 from splitmesh.tensor import DTYPES
+
+TIMED_RUNS = 3
+"""Of a session that was just loaded, beside the first."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,8 @@ class ActiveModel:
     """To the tails; None when the version is not split."""
     gate: Gate = field(default_factory=lambda: Gate(ESCALATE_ALL))
     """Replaced whole when the router pushes a policy."""
+    idle_ms: float | None = None
+    """What the session took when it was loaded; None: not known."""
     live: LiveTimings = field(default_factory=LiveTimings)
     """What the session's runs take."""
     _users: int = 0
@@ -64,8 +71,17 @@ class ActiveModel:
             await self._unused.wait()
 
 
-def warm_up(session: Session) -> None:
-    """Run once on zeros, so that no frame pays for the first run; a model with open dimensions is not warmed up."""
+def warm_up(session: Session) -> float | None:
+    """Run on zeros, so that no frame pays for the first run; milliseconds of a run, the median of the later ones.
+
+    None for a model with open dimensions, which is not run.
+    """
     if any(-1 in spec.shape[1:] for spec in session.inputs):
-        return
-    session.run({spec.name: np.zeros([abs(dim) for dim in spec.shape], DTYPES[spec.dtype]) for spec in session.inputs})
+        return None
+    feeds = {spec.name: np.zeros([abs(dim) for dim in spec.shape], DTYPES[spec.dtype]) for spec in session.inputs}
+    times = []
+    for _ in range(1 + TIMED_RUNS):
+        begun = time.perf_counter()
+        session.run(feeds)
+        times.append((time.perf_counter() - begun) * 1e3)
+    return median(times[1:])

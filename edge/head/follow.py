@@ -160,7 +160,10 @@ class ModelFollower:
                     await self._cache.remember(info, f"{self._note}.{len(loaded)}")
                 # Tails load every way's segments at the same time: waiting for the first is waiting for all.
                 wait = wait_for_tail and not loaded
-                loaded.append(Way(await self._load(info, estimator, wait_for_tail=wait), entry))
+                active = await self._load(info, estimator, wait_for_tail=wait)
+                # What this host takes is known better now than when the list was made.
+                update = {} if active.idle_ms is None else {"edge_ms": active.idle_ms}
+                loaded.append(Way(active, entry.model_copy(update=update)))
         except BaseException:
             await asyncio.gather(*(way.active.retire() for way in loaded))
             raise
@@ -174,7 +177,7 @@ class ModelFollower:
         session = await asyncio.to_thread(
             open_session, content, threads=self._settings.segment_threads, max_run_s=self._settings.max_run_s
         )
-        await asyncio.to_thread(warm_up, session)
+        idle_ms = await asyncio.to_thread(warm_up, session)
         link = None
         if manifest.split is not None:
             link = SegmentLink(
@@ -185,7 +188,7 @@ class ModelFollower:
                 service=self._settings.tail_service,
                 estimator=estimator,
             )
-        fresh = ActiveModel(version, manifest, session, link)
+        fresh = ActiveModel(version, manifest, session, link, idle_ms=idle_ms)
         try:
             await self._prepare(fresh, wait_for_tail=wait_for_tail)
         except BaseException:

@@ -117,3 +117,15 @@ def test_a_frame_without_content_counts_as_one_byte() -> None:
     estimator = LinkEstimator(100.0, 10.0)
     estimator.answered(estimator.sent(0, 1000.0), 1100.0, queue_ms=0.0, compute_ms=0.0)
     assert estimator.state(1200.0).bytes_per_ms > 0
+
+
+def test_after_a_silence_one_frame_is_believed() -> None:
+    """A head that left a narrow link asks it every few seconds only: it must not take a minute to see that it healed."""
+    estimator = LinkEstimator(5000.0, 20.0)
+    link = Link(estimator, 50.0, 20.0)
+    link.run(10, size=20_000, every_ms=600)
+    assert estimator.state(link.now).bytes_per_ms < 100
+    link.bytes_per_ms = 5000.0
+    link.now += 3000
+    link.run(1, size=20_000, every_ms=100)
+    assert estimator.state(link.now).bytes_per_ms > 2000

@@ -23,6 +23,8 @@ FALLING, RISING = 0.6, 0.3
 """Weight of a new rate against the old one, on a logarithmic scale: a link that got worse is believed sooner."""
 TAIL_WEIGHT = 0.2
 """Of a new time in the tail against the old one."""
+FRESH_MS = 1000.0
+"""What is older counts for less: after so long without a frame a new one weighs at least 1 - 1/e."""
 
 
 class LinkEstimator:
@@ -67,16 +69,17 @@ class LinkEstimator:
         if number not in self._out:
             return
         size_bytes, sent_ms = self._out.pop(number)
+        news = 1 - math.exp((self.heard_ms - now_ms) / FRESH_MS)
         self.heard_ms = now_ms
-        self._queue_ms += TAIL_WEIGHT * (queue_ms - self._queue_ms)
-        self._service_ms += TAIL_WEIGHT * (queue_ms + compute_ms - self._service_ms)
+        self._queue_ms += max(TAIL_WEIGHT, news) * (queue_ms - self._queue_ms)
+        self._service_ms += max(TAIL_WEIGHT, news) * (queue_ms + compute_ms - self._service_ms)
         network_ms = max(0.0, now_ms - sent_ms - queue_ms - compute_ms)
         _remember(self._networks, network_ms, now_ms)
         arrived_ms = sent_ms + max(0.0, network_ms - self._rtt_ms)
         begun_ms = max(sent_ms, self._free_ms)
         self._free_ms = max(self._free_ms, arrived_ms)
         if begun_ms <= arrived_ms:
-            self._saw_crossing(size_bytes, arrived_ms - begun_ms)
+            self._saw_crossing(size_bytes, arrived_ms - begun_ms, news)
 
     def pinged(self, round_trip_ms: float, now_ms: float) -> None:
         """A call without content took so long."""
@@ -100,12 +103,12 @@ class LinkEstimator:
         busy_ms = now_ms - max(sent_ms, self._free_ms) - self._rtt_ms - 2 * self._service_ms
         return size_bytes / busy_ms if busy_ms > 2 * CREDIBLE_MS else math.inf
 
-    def _saw_crossing(self, size_bytes: int, busy_ms: float) -> None:
+    def _saw_crossing(self, size_bytes: int, busy_ms: float, news: float) -> None:
         if busy_ms < CREDIBLE_MS:
             self._rate = max(self._rate, size_bytes / CREDIBLE_MS)
             return
         seen = size_bytes / busy_ms
-        weight = FALLING if seen < self._rate else RISING
+        weight = max(news, FALLING if seen < self._rate else RISING)
         self._rate = math.exp((1 - weight) * math.log(self._rate) + weight * math.log(seen))
 
 
