@@ -47,7 +47,7 @@ async def test_a_file_becomes_a_split_model_that_answers_frames_at_the_edge_and_
     registry, router = RegistryClient(mesh.channels), RoutingClient(mesh.channels)
     pushed = await push_small(registry, MODEL, samples=600)
     plan = await PartitionClient(mesh.channels).plan(
-        MODEL, pushed.version, uplink_mbps=100.0, rtt_ms=10.0, picture_stays_on_site=True, budget_s=3.0
+        MODEL, pushed.version, uplink_mbps=100.0, rtt_ms=10.0, picture_stays_on_site=True, budget_s=10.0
     )
     assert {"EDGE_ONLY", "SPLIT", "CASCADE"} <= {option.kind for option in plan.options if option.feasible}
     split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, [CUT])

@@ -31,7 +31,7 @@ from splitmesh.tensor.spec import Array
 MAX_TRIALS = 8
 """Cuts at which an exit is tried."""
 MAX_HEAD_SHARE = 0.8
-"""Of the whole model's time; an exit behind a longer head saves nothing that running the whole would not."""
+"""Of the whole model's time or arithmetic; an exit behind a longer head saves nothing that running the whole would not."""
 TRIAL_L2 = 0.01
 """Weight penalty of a trial; choosing it per cut would take six fits."""
 
@@ -81,7 +81,12 @@ def with_escalation(
     begun = clock()
     graph = Graph(load_model(whole))
     by_name = {cut.tensors: cut for cut in list_cuts(graph)}
-    shallow = [entry for entry in profile.cuts if entry.head_ms <= MAX_HEAD_SHARE * profile.whole_ms]
+    # By arithmetic too: the times of a model of microseconds are mostly the clock's and the call's.
+    shallow = [
+        entry
+        for entry in profile.cuts
+        if min(entry.head_ms / max(profile.whole_ms, 1e-6), entry.position) <= MAX_HEAD_SHARE
+    ]
     trials = [by_name[entry.tensors] for entry in worth_an_exit(shallow) if entry.tensors in by_name]
     sources = _sources(trials, samples)
     features, answers = _features(graph, trials, sources, batches, class_output, threads)
