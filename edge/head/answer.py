@@ -141,7 +141,7 @@ class Answerer:
         await self._decide(frame, seen, response)
         crossing_bytes = 0 if seen.packed is None else len(seen.packed.payload)
         ways.saw_end(active, uplink_bytes=crossing_bytes, tail_ms=response.timings.tail_ms)
-        if not crossing_bytes and (other := ways.shadow_due()) is not None:
+        if (other := ways.shadow_due()) is not None:
             task = asyncio.create_task(self._shadow(request, other))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)

@@ -31,7 +31,10 @@ DWELL_S = 3.0
 """After a change a way is kept for so long, unless another one saves half."""
 PING_S = 1.0
 STALE_S = 3.0
-"""Without a frame across the link for so long its estimate is doubted; a shadow frame then asks."""
+"""Between two shadow frames at least."""
+SHADOW_SHARE = 0.1
+"""Of the link's time that shadow frames may take, but for one per ``LONGEST_STALE_S``."""
+LONGEST_STALE_S = 30.0
 RESERVE = 1.5
 """Times the expected time of the whole model that a frame's deadline must leave for it."""
 WEIGHT = 0.1
@@ -165,18 +168,23 @@ class Ways:
             self._seen.cloud_factor = _blend(self._seen.cloud_factor, _factor(tail_ms, way.planned.cloud_ms))
 
     def shadow_due(self) -> ActiveModel | None:
-        """Whom to send a copy of a frame that was answered here, now that the link has not been heard of for long."""
+        """Whom to send a copy of a frame as well, to learn what only frames of its size can tell; None: nobody now.
+
+        It is the way that would be cheapest if the link were as planned: a head that left it would never see the link heal.
+        """
         if self._estimator is None or len(self._ways) < 2:
             return None
-        now_s = time.monotonic()
-        if now_s - max(self._estimator.heard_ms / 1e3, self._seen.shadow_s) < STALE_S:
-            return None
-        costs = self._costs(now_s)
+        hopeful = self._costs(self._estimator.planned)
         crossing = [index for index, way in enumerate(self._ways) if _open(way.active)]
-        if not crossing:
+        if not crossing or (best := min(crossing, key=hopeful.__getitem__)) == self._index:
+            return None
+        now_s = time.monotonic()
+        rate = self._estimator.state(now_s * 1e3).bytes_per_ms
+        crossing_s = self._ways[best].now(1.0, 1.0).uplink_bytes / max(rate, 1e-6) / 1e3
+        if now_s - self._seen.shadow_s < min(max(STALE_S, crossing_s / SHADOW_SHARE), LONGEST_STALE_S):
             return None
         self._seen.shadow_s = now_s
-        return self._ways[min(crossing, key=lambda index: costs[index])].active
+        return self._ways[best].active
 
     def whole(self) -> ActiveModel | None:
         """The way that needs no tail, where there is one besides others."""
@@ -198,8 +206,7 @@ class Ways:
     def _way(self, active: ActiveModel) -> Way | None:
         return next((way for way in self._ways if way.active is active), None)
 
-    def _costs(self, now_s: float) -> list[float]:
-        link = LinkState(0.0, 0.0) if self._estimator is None else self._estimator.state(now_s * 1e3)
+    def _costs(self, link: LinkState) -> list[float]:
         return [
             expected_ms(
                 way.now(self._seen.edge_factor, self._seen.cloud_factor),
@@ -224,13 +231,14 @@ class Ways:
         seen.frames_per_s += 0.2 * (seen.frames / TICK_S - seen.frames_per_s)
         seen.frames = 0
         now_s = time.monotonic()
-        costs = self._costs(now_s)
+        if self._estimator is None:
+            return
+        link = self._estimator.state(now_s * 1e3)
+        costs = self._costs(link)
         index = self._hysteresis.choose(self._index, costs, now_s)
         if index == self._index:
             return
         before, self._index = self._index, index
-        assert self._estimator is not None
-        link = self._estimator.state(now_s * 1e3)
         log.info(
             "%s goes on %s (version %d): %.1f ms expected instead of %.1f; uplink %.2f Mbit/s, round trip %.1f ms",
             self.current.info.model, self._ways[index].planned.name, self.current.info.version, costs[index],

@@ -36,8 +36,9 @@ class LinkEstimator:
     """
 
     def __init__(self, bytes_per_ms: float, rtt_ms: float) -> None:
+        self.planned = LinkState(bytes_per_ms, rtt_ms)
+        """What was believed at first."""
         self._rate = bytes_per_ms
-        self._planned_rtt_ms = rtt_ms
         self._queue_ms = 0.0
         self._service_ms = 0.0
         self._out: dict[int, tuple[int, float]] = {}  # bytes and time of sending; the oldest first
@@ -91,7 +92,7 @@ class LinkEstimator:
 
     @property
     def _rtt_ms(self) -> float:
-        pinged = min((trip for _, trip in self._pings), default=self._planned_rtt_ms)
+        pinged = min((trip for _, trip in self._pings), default=self.planned.rtt_ms)
         # A frame takes a round trip and its transfer: no round trip is longer than any frame took.
         return min(pinged, min((trip for _, trip in self._networks), default=math.inf))
 
