@@ -176,7 +176,7 @@ class Ways:
             return None
         hopeful = self._costs(self._estimator.planned)
         crossing = [index for index, way in enumerate(self._ways) if _open(way.active)]
-        if not crossing or (best := min(crossing, key=hopeful.__getitem__)) == self._index:
+        if not crossing or hopeful[best := min(crossing, key=hopeful.__getitem__)] >= hopeful[self._index]:
             return None
         now_s = time.monotonic()
         rate = self._estimator.state(now_s * 1e3).bytes_per_ms
