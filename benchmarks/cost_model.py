@@ -165,7 +165,7 @@ def _parts(model: str) -> dict[str, bytes]:
         network.write_bytes(build(model, side=SIDE))
         pipeline.write_text(preprocess.model_dump_json())
         parts = version_parts(network, None, pipeline, None)
-    parts[CALIBRATION] = pack_calibration(natural_pictures(16, SIDE, CALIBRATION_SEED))
+    parts[CALIBRATION] = pack_calibration(natural_pictures(80, SIDE, CALIBRATION_SEED))
     return parts
 
 
@@ -194,9 +194,7 @@ async def _deploy(mesh: LocalMesh, whole: int, rows: Sequence[PlanRow], count: i
     options = [Deployed(whole, (), "")]
     for index, cut in enumerate(cuts):
         split = await PartitionClient(mesh.channels).split(SERVED, whole, list(cut))
-        small, _ = await CompressionClient(mesh.channels).compress(
-            SERVED, split.version, quantise_cut=True, attach_exit=False
-        )
+        small, _ = await CompressionClient(mesh.channels).compress(SERVED, split.version, ["int8-cut"])
         options.append(Deployed(small, cut, QUANTISED_CODEC))
         if index == len(cuts) // 2:
             options.append(Deployed(split.version, cut, FLOAT_CODEC))

@@ -96,9 +96,7 @@ async def deployed_mesh(
             registry = RegistryClient(mesh.channels)
             pushed = await registry.create_version(MODEL, parts, created_by="push")
             split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, [CUT])
-            version, _ = await CompressionClient(mesh.channels).compress(
-                MODEL, split.version, quantise_cut=True, attach_exit=True
-            )
+            version, _ = await CompressionClient(mesh.channels).compress(MODEL, split.version, ["int8-cut", "exits"])
             await RoutingClient(mesh.channels).set_tolerance(MODEL, max_disagreement)
             await registry.set_alias(MODEL, "production", version)
             await head_ready(mesh)

@@ -205,9 +205,7 @@ async def _deploy(mesh: LocalMesh, planned_mbps: Sequence[float], budget_s: floa
     alone = {pushed.version: "edge only"}
     for cut in await _cuts(partitioner, pushed.version, planned_mbps, budget_s):
         split = await partitioner.split(MODEL, pushed.version, list(cut))
-        small, _ = await CompressionClient(mesh.channels).compress(
-            MODEL, split.version, quantise_cut=True, attach_exit=False
-        )
+        small, _ = await CompressionClient(mesh.channels).compress(MODEL, split.version, ["int8-cut"])
         alone[small] = f"cut at {', '.join(cut)}"
     order = [*list(alone)[1:], pushed.version]
     adaptive = await partitioner.adapt(MODEL, order, uplink_mbps=LINK.uplink_mbps, rtt_ms=LINK.rtt_ms)
@@ -236,7 +234,7 @@ def _parts() -> dict[str, bytes]:
     (folder / "labels.json").write_text(json.dumps([f"class {index}" for index in range(CLASSES)]))
     (folder / "preprocess.json").write_text(PREPROCESS.model_dump_json())
     parts = version_parts(folder / "model.onnx", folder / "labels.json", folder / "preprocess.json", None)
-    parts[CALIBRATION] = pack_calibration(rendered_frames(1, 60, PREPROCESS, lambda _: None).calibration)
+    parts[CALIBRATION] = pack_calibration(rendered_frames(1, 100, PREPROCESS, lambda _: None).calibration)
     return parts
 
 

@@ -47,15 +47,27 @@ class _Waiting:
 
 
 class Batcher:
-    """Collects single frames (leading dimension 1) and computes them in batches, one batch at a time."""
+    """Collects single frames (leading dimension 1) and computes them in batches, one batch at a time.
+
+    With ``alone`` every frame is a batch and gets the outputs as they are: of a segment whose outputs have no row for each
+    sample, as those of a detector that lists what it finds.
+    """
 
     def __init__(
-        self, run: Run, *, max_batch: int, max_delay_s: float, max_queue: int, on_run: OnRun | None = None
+        self,
+        run: Run,
+        *,
+        max_batch: int,
+        max_delay_s: float,
+        max_queue: int,
+        on_run: OnRun | None = None,
+        alone: bool = False,
     ) -> None:
         self._run = run
         self._on_run = on_run
-        self._max_batch = max_batch
-        self._max_delay_s = max_delay_s
+        self._alone = alone
+        self._max_batch = 1 if alone else max_batch
+        self._max_delay_s = 0.0 if alone else max_delay_s
         self._max_queue = max_queue
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
@@ -165,21 +177,25 @@ class Batcher:
         ended_ns = time.time_ns()
         if self._on_run is not None:
             self._on_run(len(batch), (ended_ns - started_ns) / 1e6)
-        if any(array.shape[:1] != (len(batch),) for array in outputs.values()):
+        if self._alone:
+            split = [outputs]
+        elif all(array.shape[:1] == (len(batch),) for array in outputs.values()):
+            split = [{name: array[row : row + 1] for name, array in outputs.items()} for row in range(len(batch))]
+        else:
             raise MeshError(
                 Reason.MODEL_CORRUPT, f"the model does not answer a batch of {len(batch)} with as many rows"
             )
         batch_id = next(_BATCH_IDS)
         return [
             Computed(
-                {name: array[row : row + 1] for name, array in outputs.items()},
+                own,
                 batch_id,
                 len(batch),
                 waiting.enqueued_ns,
                 started_ns,
                 ended_ns,
             )
-            for row, waiting in enumerate(batch)
+            for own, waiting in zip(split, batch, strict=True)
         ]
 
 

@@ -23,9 +23,13 @@ from splitmesh.kernel.telemetry import AttrValue, Telemetry
 from splitmesh.kernel.tensors import spec_to_message, tensor_to_message
 from splitmesh.runtime.ort import CPU
 from splitmesh.tensor import TensorLimits, require_finite, unpack
-from splitmesh.tensor.spec import Array
+from splitmesh.tensor.codecs import OF_A_VERSION
+from splitmesh.tensor.spec import Array, total_bytes
 
 log = logging.getLogger(__name__)
+
+CODED_INLINE_BYTES = 8 * 1024
+"""As ``INLINE_BYTES`` for entropy coded frames: their symbols are decoded one by one, 64 KiB take 2 ms."""
 
 DEFAULT_DEADLINE_MS = 10_000
 OPEN_TIMEOUT_S = 10.0
@@ -120,7 +124,9 @@ class RunStreams:
             Attr.FRAME_ID: item.frame_id,
         }
         with self._telemetry.span(Span.TAIL_FRAME, traceparent=item.traceparent, attributes=attributes) as span:
-            if item.frame.header.size_bytes > INLINE_BYTES:
+            # What is unpacked counts: an entropy coded payload is small and its symbols are not.
+            inline_bytes = CODED_INLINE_BYTES if item.frame.header.codec in OF_A_VERSION else INLINE_BYTES
+            if total_bytes(item.frame.header.tensors) > inline_bytes:
                 feeds = await asyncio.to_thread(_feeds, item, loaded, self._limits)
             else:
                 feeds = _feeds(item, loaded, self._limits)
@@ -148,7 +154,7 @@ def _feeds(item: Whole, loaded: Loaded, limits: TensorLimits) -> dict[str, Array
             raise MeshError(
                 Reason.TENSOR_SHAPE_MISMATCH, f"tensor {spec.name!r} must hold one sample (first dimension 1)"
             )
-    feeds = dict(zip((spec.name for spec in specs), unpack(item.frame, limits), strict=True))
+    feeds = dict(zip((spec.name for spec in specs), unpack(item.frame, limits, loaded.codecs), strict=True))
     for name, array in feeds.items():
         require_finite(name, array)
     return feeds

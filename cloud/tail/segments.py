@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,13 +14,15 @@ import numpy as np
 from cloud.tail.batch import Batcher
 from cloud.tail.config import TailSettings
 from splitmesh.client.cache import ModelCache
+from splitmesh.client.registry import VersionInfo
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.config import ENV_PREFIX
-from splitmesh.model.manifest import SplitInfo
+from splitmesh.model.hop_codec import hop_codec
+from splitmesh.model.manifest import Hop, SplitInfo
 from splitmesh.runtime import Session, open_session
 from splitmesh.runtime.timing import LiveTimings
-from splitmesh.tensor import DTYPES
-from splitmesh.tensor.spec import TensorSpec
+from splitmesh.tensor import DTYPES, Codec
+from splitmesh.tensor.spec import Array, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class Loaded:
     """What the next segment takes; empty where this one is the last."""
     live: LiveTimings
     """What the session's runs take."""
+    codecs: Mapping[str, Codec]
+    """Those of this version that frames may be packed with, by name, beside the ones for anything."""
     streams: int = 0
 
 
@@ -96,23 +100,32 @@ class Segments:
                     raise MeshError(Reason.MODEL_INCOMPLETE, f"{model} version {version} is not split: it has no tail")
                 taken, onward = self._place(manifest.split, segment)
                 content = await self._cache.part(info, manifest.split.segments()[segment].artifact)
-                session = await asyncio.to_thread(_open_warm, content, self._settings)
+                codecs = await self._codecs(info, manifest.split.hops()[segment - 1])
+                session, batchable = await asyncio.to_thread(_open_warm, content, self._settings)
         except TimeoutError as error:
             raise MeshError(
                 Reason.NOT_READY, f"{model} version {version} was not loaded in {self._settings.load_deadline_s} s"
             ) from error
-        batchable = all(spec.shape[:1] == (-1,) for spec in (*session.inputs, *session.outputs))
         live = LiveTimings()
         batcher = Batcher(
             session.run,
-            max_batch=self._settings.max_batch if batchable else 1,
-            max_delay_s=self._settings.max_batch_delay_ms / 1000 if batchable else 0.0,
+            max_batch=self._settings.max_batch,
+            max_delay_s=self._settings.max_batch_delay_ms / 1000,
             max_queue=self._settings.max_queue,
             on_run=live.record,
+            alone=not batchable,
         )
         batcher.start()
         log.info("loaded segment %d of %s version %d", segment, model, version)
-        return Loaded(model, version, segment, session, batcher, taken, onward, live)
+        return Loaded(model, version, segment, session, batcher, taken, onward, live, codecs)
+
+    async def _codecs(self, info: VersionInfo, hop: Hop) -> dict[str, Codec]:
+        """What the hop into a segment is coded with, where it has tables of its own."""
+        if hop.coding is None:
+            return {}
+        content = await self._cache.part(info, hop.coding.artifact)
+        codec = await asyncio.to_thread(hop_codec, hop, hop.coding, content)
+        return {codec.name: codec}
 
     def _place(self, split: SplitInfo, segment: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """What a segment takes, and what it passes on."""
@@ -143,18 +156,40 @@ class Segments:
             log.info("unloaded segment %d of %s version %d", loaded.segment, loaded.model, loaded.version)
 
 
-def _open_warm(content: bytes, settings: TailSettings) -> Session:
-    """Load and run once on zeros for the smallest and largest batch, so that no frame pays for the first run."""
+def _open_warm(content: bytes, settings: TailSettings) -> tuple[Session, bool]:
+    """A segment that has run, so that no frame pays for the first run; and whether frames may be computed together.
+
+    It runs on noise, for one sample and for the largest batch. A detector that lists what it finds in all samples of a
+    batch must get them one by one: nothing would say which row is whose. It shows in the number of rows.
+    """
     session = open_session(content, threads=settings.compute_threads, max_run_s=settings.max_run_s)
-    batchable = all(spec.shape[:1] == (-1,) for spec in session.inputs)
-    for batch in {1, settings.max_batch if batchable else 1}:
+    try:
+        return session, _runs_in_batches(session, settings.max_batch)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _runs_in_batches(session: Session, most: int) -> bool:
+    batchable = all(spec.shape[:1] == (-1,) for spec in (*session.inputs, *session.outputs))
+    for batch in {1, most if batchable else 1}:
         shapes = [
             tuple(batch if axis == 0 and dim == -1 else max(dim, 1) for axis, dim in enumerate(spec.shape))
             for spec in session.inputs
         ]
         if any(-1 in spec.shape[1:] for spec in session.inputs) or math.prod(map(math.prod, shapes)) == 0:
-            return session
-        session.run(
-            {spec.name: np.zeros(shape, DTYPES[spec.dtype]) for spec, shape in zip(session.inputs, shapes, strict=True)}
-        )
-    return session
+            return batchable
+        feeds = {spec.name: _noise(spec, shape) for spec, shape in zip(session.inputs, shapes, strict=True)}
+        outputs = session.run(feeds)
+        batchable = batchable and all(array.shape[:1] == (batch,) for array in outputs.values())
+    return batchable
+
+
+def _noise(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    dtype, random = DTYPES[spec.dtype], np.random.default_rng(0)
+    if dtype.kind == "f":
+        return random.random(shape).astype(dtype)
+    if spec.dtype == "uint8":
+        return random.integers(0, 256, shape, np.uint8)
+    # Other integers may be places in something.
+    return np.zeros(shape, dtype)

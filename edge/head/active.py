@@ -15,9 +15,12 @@ from splitmesh.client.registry import VersionInfo
 from splitmesh.client.segment import SegmentLink
 from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.model.manifest import Manifest
+from splitmesh.model.rates import RateChooser
 from splitmesh.runtime import Session
 from splitmesh.runtime.timing import LiveTimings
 from splitmesh.tensor import DTYPES
+from splitmesh.tensor.codecs import Codec
+from splitmesh.tensor.entropy import RangeCodec
 
 TIMED_RUNS = 3
 """Of a session that was just loaded, beside the first."""
@@ -38,8 +41,21 @@ class ActiveModel:
     """What the session took when it was loaded; None: not known."""
     live: LiveTimings = field(default_factory=LiveTimings)
     """What the session's runs take."""
+    coder: RangeCodec | None = None
+    """Codes what crosses, at one of several rates; None: a general codec packs it."""
+    rates: RateChooser | None = None
+    """Which rate; None with ``coder``."""
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def rate(self) -> int | None:
+        """At which what crosses is coded now; None for a version without rates."""
+        return None if self.rates is None else self.rates.rate
+
+    def packing(self, rate: int | None, general: str) -> str | Codec:
+        """What packs features: the version's own coder at a rate, or the general codec."""
+        return general if self.coder is None else self.coder.at(rate or 0)
 
     @contextmanager
     def use(self) -> Iterator[ActiveModel]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from splitmesh.kernel.signals import Attr, Span
 from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_id_of, traceparent_of
 from splitmesh.kernel.tensors import tensor_to_message
 from splitmesh.model.classes import as_probabilities
+from splitmesh.model.finding import FINDINGS, SOMETHING, something_found
 from splitmesh.model.gate import confidence
 from splitmesh.tensor import TensorLimits
 from splitmesh.tensor.spec import Array
@@ -179,7 +181,11 @@ class Answerer:
         attributes: dict[Attr, AttrValue] = {}
         if exit_row is not None:
             response.exit_confidence = float(np.nan_to_num(confidence(exit_row)[0]))
-            attributes = {Attr.EXIT_CONFIDENCE: response.exit_confidence, Attr.THRESHOLD: frame.active.gate.threshold}
+            attributes = {
+                Attr.EXIT: seen.exit,
+                Attr.EXIT_CONFIDENCE: response.exit_confidence,
+                Attr.THRESHOLD: frame.active.gate.threshold,
+            }
         self._telemetry.record(
             Span.HEAD_SEGMENT, seen.decoded_ns, seen.ended_ns, parent=frame.span, attributes=attributes
         )
@@ -190,26 +196,30 @@ class Answerer:
             return
         response.cut.extend(tensor.name for tensor in manifest.split.cut)
         if exit_row is not None and seen.packed is None:
-            _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
+            _fill_from_exit(response, frame.active, seen)
             response.answered_by = pb.ANSWERED_BY_EDGE_EXIT
             self._outcomes.edge_exit(frame.active.info)
             return
         try:
             result = await self._escalate(frame, link, seen, response)
             _fill(response, frame.active, result.outputs)
+            # Only now: an answer that cannot be used crossed for nothing.
+            response.uplink_bytes = 0 if seen.packed is None else len(seen.packed.payload)
+            if seen.rate is not None:
+                response.rate = seen.rate
         except MeshError as error:
             if await self._answer_whole(frame, response, error.reason, exit_follows=exit_row is not None):
                 return
             if exit_row is None:
                 raise
-            _fill_labels(response, frame.active, as_probabilities(exit_row)[0])
+            _fill_from_exit(response, frame.active, seen)
             response.answered_by = pb.ANSWERED_BY_EDGE_FALLBACK
             response.fallback_reason = error.reason.value
             frame.span.set_attribute(Attr.FALLBACK_REASON, error.reason.value)
             self._outcomes.fallback(frame.active.info, error.reason)
             return
         response.answered_by = pb.ANSWERED_BY_CLOUD_TAIL
-        disagreed = exit_row is not None and bool(response.labels) and response.labels[0].index != _best(exit_row)
+        disagreed = exit_row is not None and _disagrees(response, frame.active, result.outputs, _best(exit_row))
         self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
 
     async def _answer_whole(
@@ -250,7 +260,8 @@ class Answerer:
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
             result = await link.run(seen.packed, traceparent=traceparent_of(span), deadline_s=left_s)
-            response.uplink_bytes = len(seen.packed.payload)
+            if seen.rate is not None:
+                span.set_attribute(Attr.RATE, seen.rate)
             span.set_attribute(Attr.UPLINK_BYTES, len(seen.packed.payload))
         response.timings.tail_queue_ms = result.later_queue_ms
         response.timings.tail_ms = result.later_compute_ms
@@ -268,6 +279,23 @@ def _best(exit_row: Array) -> int:
     return int(np.argmax(exit_row[0]))
 
 
+def _disagrees(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Array], at_exit: int) -> bool:
+    """Whether the exit would have said something else than the tail."""
+    finding = active.manifest.exit.finding if active.manifest.exit is not None else None
+    if finding is not None:
+        return something_found(outputs[finding.output], finding.min_score) != (at_exit == SOMETHING)
+    return bool(response.labels) and response.labels[0].index != at_exit
+
+
+def _fill_from_exit(response: pb.InferResponse, active: ActiveModel, seen: Perceived) -> None:
+    """The exit's classes; of a detector's, that there is nothing or something."""
+    if seen.exit_row is None:
+        raise AssertionError("only a frame that reached an exit is answered by one")
+    response.exit = seen.exit
+    names = active.manifest.labels if active.manifest.labels else FINDINGS
+    _fill_labels(response, names, as_probabilities(seen.exit_row)[0])
+
+
 def _fill(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Array]) -> None:
     """Labels of a classifier, or the outputs themselves."""
     names = [tensor.name for tensor in active.manifest.whole.outputs]
@@ -276,13 +304,12 @@ def _fill(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Ar
     if active.manifest.task == "raw":
         response.outputs.extend(tensor_to_message(name, outputs[name]) for name in names)
         return
-    _fill_labels(response, active, as_probabilities(outputs[active.manifest.class_output])[0])
+    _fill_labels(response, active.manifest.labels, as_probabilities(outputs[active.manifest.class_output])[0])
 
 
-def _fill_labels(response: pb.InferResponse, active: ActiveModel, row: NDArray[np.float64]) -> None:
+def _fill_labels(response: pb.InferResponse, labels: Sequence[str], row: NDArray[np.float64]) -> None:
     if not np.isfinite(row).all():
         raise MeshError(Reason.TENSOR_NOT_FINITE, "the model gave no distribution over its classes for this frame")
-    labels = active.manifest.labels
     for index in np.argsort(-row, kind="stable")[:MAX_LABELS]:
         name = labels[index] if index < len(labels) else ""
         response.labels.append(pb.Label(index=int(index), name=name, score=float(row[index])))

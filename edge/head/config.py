@@ -28,7 +28,10 @@ class HeadSettings(ProfilingSettings):
     tail_service: str = Field(default="tail", min_length=1)
     """Name under which tails are discovered."""
     codec: Literal["identity", "zstd"] = "zstd"
-    """How features are packed for the uplink."""
+    """How features are packed for the uplink, where a version brings no coder of its own."""
+    link_budget_ms: float = Field(default=100.0, gt=0)
+    """Time on the link that a hard frame may take beside the round trip, milliseconds; where the link is slower than that,
+    features cross at a lower rate of the version's code."""
     max_pixels: int = Field(default=4096 * 4096, ge=1)
     """Largest picture by width times height; a larger one is refused before it is decoded."""
     default_deadline_ms: int = Field(default=1000, ge=1, le=600_000)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edge.head.active import ActiveModel, warm_up
 from edge.head.config import HeadSettings
+from edge.head.staged import StagedHead
 from edge.head.ways import Way, Ways, estimator_for
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.link_estimate import LinkEstimator
@@ -24,7 +25,11 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
 from splitmesh.model.alternatives import ALTERNATIVES, AlternativeSet
 from splitmesh.model.gate import ESCALATE_ALL, Gate
-from splitmesh.runtime import open_session
+from splitmesh.model.hop_codec import hop_codec
+from splitmesh.model.manifest import Manifest
+from splitmesh.model.rates import RateChooser
+from splitmesh.runtime import Session, open_session
+from splitmesh.tensor.entropy import RangeCodec
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +138,8 @@ class ModelFollower:
             planned = AlternativeSet.from_json(await self._cache.part(version, ALTERNATIVES))
             fresh = await self._load_ways(version, planned, wait_for_tail=wait_for_tail)
         else:
-            fresh = Ways.only(await self._load(version, None, wait_for_tail=wait_for_tail))
+            estimator = estimator_for(None)
+            fresh = Ways.only(await self._load(version, estimator, wait_for_tail=wait_for_tail), estimator)
         old, self.ways = self.ways, fresh
         fresh.start()
         log.info("%s version %d is active", version.model, version.version)
@@ -169,16 +175,20 @@ class ModelFollower:
             raise
         return Ways(loaded, estimator, workers=self._settings.workers)
 
-    async def _load(self, version: VersionInfo, estimator: LinkEstimator | None, *, wait_for_tail: bool) -> ActiveModel:
+    async def _load(self, version: VersionInfo, estimator: LinkEstimator, *, wait_for_tail: bool) -> ActiveModel:
         """Fetched, warmed, connected, with the policy last heard."""
         manifest = await self._cache.manifest(version)
-        segment = manifest.whole if manifest.split is None else manifest.split.head
-        content = await self._cache.part(version, segment.artifact)
-        session = await asyncio.to_thread(
-            open_session, content, threads=self._settings.segment_threads, max_run_s=self._settings.max_run_s
-        )
-        idle_ms = await asyncio.to_thread(warm_up, session)
-        link = None
+        coder = await self._coder(version, manifest)
+        session = await self._session(version, manifest)
+        try:
+            idle_ms = await asyncio.to_thread(warm_up, session)
+        except BaseException:
+            session.close()
+            raise
+        link, rates = None, None
+        if coder is not None and manifest.split is not None and manifest.split.coding is not None:
+            sizes = [rate.wire_bytes for rate in manifest.split.coding.rates]
+            rates = RateChooser(sizes, self._settings.link_budget_ms)
         if manifest.split is not None:
             link = SegmentLink(
                 self._channels,
@@ -188,13 +198,42 @@ class ModelFollower:
                 service=self._settings.tail_service,
                 estimator=estimator,
             )
-        fresh = ActiveModel(version, manifest, session, link, idle_ms=idle_ms)
+        fresh = ActiveModel(version, manifest, session, link, idle_ms=idle_ms, coder=coder, rates=rates)
         try:
             await self._prepare(fresh, wait_for_tail=wait_for_tail)
         except BaseException:
             await fresh.retire()
             raise
         return fresh
+
+    async def _coder(self, version: VersionInfo, manifest: Manifest) -> RangeCodec | None:
+        """What codes the features, where the version brings tables for it."""
+        if manifest.split is None or manifest.split.coding is None:
+            return None
+        content = await self._cache.part(version, manifest.split.coding.artifact)
+        # In a thread: frames of the version before must not wait for it.
+        return await asyncio.to_thread(hop_codec, manifest.split, manifest.split.coding, content)
+
+    async def _session(self, version: VersionInfo, manifest: Manifest) -> Session:
+        """The whole model, the head, or the head in the pieces that end at its exits."""
+        segment = manifest.whole if manifest.split is None else manifest.split.head
+        opened: list[Session] = []
+        try:
+            for piece in manifest.stages or (segment,):
+                content = await self._cache.part(version, piece.artifact)
+                opened.append(
+                    await asyncio.to_thread(
+                        open_session,
+                        content,
+                        threads=self._settings.segment_threads,
+                        max_run_s=self._settings.max_run_s,
+                    )
+                )
+        except BaseException:
+            for session in opened:
+                session.close()
+            raise
+        return StagedHead(opened) if manifest.stages else opened[0]
 
     async def _prepare(self, fresh: ActiveModel, *, wait_for_tail: bool) -> None:
         """The last known policy, and streams to the tails."""

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from edge.head.active import ActiveModel
+from edge.head.staged import run_head
 from splitmesh.api.inference.v1 import inference_pb2
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.tensors import input_bytes, tensor_from_message
@@ -24,11 +25,15 @@ class Perceived:
 
     outputs: dict[str, Array]
     exit_row: Array | None
-    """The exit's probabilities ``[1, classes]``; None without an exit."""
+    """Probabilities ``[1, classes]`` of the deepest exit that was reached; None without an exit."""
+    exit: int
+    """Its number, counted from the input; -1 without an exit."""
     sure: bool
     """The gate lets the exit answer."""
     packed: Frame | None
     """The features of a hard frame; None when no tail is needed."""
+    rate: int | None
+    """At which they are coded; None when nothing crosses or the version has no rates."""
     started_ns: int
     decoded_ns: int
     ended_ns: int
@@ -62,20 +67,25 @@ def perceive(
     codec: str,
     escalate: bool = False,
 ) -> Perceived:
-    """Decode and compute one frame; ``codec`` packs it when it is hard or is to ``escalate`` in any case."""
+    """Decode and compute one frame; one that is hard, or is to ``escalate`` in any case, is packed for a tail.
+
+    ``codec`` packs where the version brings no coder of its own.
+    """
     started_ns = time.time_ns()
     feeds = _feeds(active, request, max_pixels, limits)
     decoded_ns = time.time_ns()
-    outputs = active.session.run(feeds)
+    run = run_head(active.session, active.manifest, active.gate, feeds, escalate=escalate)
     ended_ns = time.time_ns()
-    active.live.record(1, (ended_ns - decoded_ns) / 1e6)
-    manifest = active.manifest
-    exit_row = None if manifest.exit is None else outputs[manifest.exit.output]
-    sure = not escalate and exit_row is not None and bool(active.gate.decide(exit_row)[0])
-    packed = None
-    if manifest.split is not None and not sure:
-        packed = pack([(tensor.name, outputs[tensor.name]) for tensor in manifest.split.wire], codec)
-    return Perceived(outputs, exit_row, sure, packed, started_ns, decoded_ns, ended_ns, time.time_ns())
+    if run.complete:
+        active.live.record(1, (ended_ns - decoded_ns) / 1e6)
+    split, packed, rate = active.manifest.split, None, None
+    if split is not None and not run.sure:
+        rate = active.rate
+        tensors = [(tensor.name, run.outputs[tensor.name]) for tensor in split.wire]
+        packed = pack(tensors, active.packing(rate, codec))
+    return Perceived(
+        run.outputs, run.exit_row, run.exit, run.sure, packed, rate, started_ns, decoded_ns, ended_ns, time.time_ns()
+    )
 
 
 def _feeds(

@@ -1,6 +1,6 @@
-"""The ways a head can run one model now, and which of them it goes.
+"""The ways a head can run one model now, which of them it goes, and at which rate a cut crosses.
 
-Usually one. A version with a list of alternatives has several, all loaded; the cheapest by what is measured (link, tail,
+Usually one way. A version with a list of alternatives has several, all loaded; the cheapest by what is measured (link, tail,
 own times, frames per second) is chosen anew ten times a second, with hysteresis. A change is one assignment between two
 frames: frames that began one way end that way.
 """
@@ -39,6 +39,8 @@ RESERVE = 1.5
 """Times the expected time of the whole model that a frame's deadline must leave for it."""
 WEIGHT = 0.1
 """Of a new figure against the old one."""
+UNPLANNED_MBPS, UNPLANNED_RTT_MS = 100.0, 10.0
+"""Believed of a link that nobody planned, until something crossed."""
 FIXED_MS = 1.0
 """Of every run, whatever it computes: what a tiny head took must not be believed of the whole model, times a thousand."""
 
@@ -118,9 +120,15 @@ class Ways:
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    def only(cls, active: ActiveModel) -> Ways:
-        """A version without alternatives."""
-        return cls([Way(active, Alternative(version=0, name="", edge_ms=0.0))], None, workers=1)
+    def only(cls, active: ActiveModel, estimator: LinkEstimator | None = None) -> Ways:
+        """A version without alternatives; with ``estimator`` the rates of its cut follow the link."""
+        planned = Alternative(version=0, name="", edge_ms=active.idle_ms or 0.0)
+        split = active.manifest.split
+        if split is not None and split.coding is not None:
+            # Everything crosses until it was seen what does.
+            crossing = {"uplink_bytes": max(1.0, split.coding.rates[0].wire_bytes), "share": 1.0}
+            planned = planned.model_copy(update=crossing)
+        return cls([Way(active, planned)], estimator, workers=1)
 
     @property
     def current(self) -> ActiveModel:
@@ -133,8 +141,8 @@ class Ways:
         return [way.active for way in self._ways]
 
     def start(self) -> None:
-        """Begin to choose, where there is a choice."""
-        if len(self._ways) > 1:
+        """Begin to choose, where there is a choice of ways or of rates."""
+        if len(self._ways) > 1 or any(active.rates for active in self.all):
             self._tasks = [asyncio.create_task(self._for_ever(self._choose, TICK_S)),
                            asyncio.create_task(self._for_ever(self._ping, PING_S))]  # fmt: skip
 
@@ -234,6 +242,7 @@ class Ways:
         if self._estimator is None:
             return
         link = self._estimator.state(now_s * 1e3)
+        self._choose_rates(link, now_s)
         costs = self._costs(link)
         index = self._hysteresis.choose(self._index, costs, now_s)
         if index == self._index:
@@ -245,6 +254,19 @@ class Ways:
             costs[before], link.bytes_per_ms * 8e-3, link.rtt_ms,
         )  # fmt: skip
 
+    def _choose_rates(self, link: LinkState, now_s: float) -> None:
+        for way in self._ways:
+            rates = way.active.rates
+            if rates is None:
+                continue
+            before, after = rates.rate, rates.choose(link, now_s)
+            if after != before:
+                log.info(
+                    "%s version %d crosses at rate %d instead of %d: uplink %.3f Mbit/s, frames wait %.0f ms for it",
+                    way.active.info.model, way.active.info.version, after, before, link.bytes_per_ms * 8e-3,
+                    link.wait_ms,
+                )  # fmt: skip
+
     async def _ping(self) -> None:
         link = next((way.active.link for way in self._ways if way.active.link is not None), None)
         if link is None or self._estimator is None:
@@ -254,8 +276,10 @@ class Ways:
             self._estimator.pinged(took_ms, time.monotonic() * 1e3)
 
 
-def estimator_for(planned: AlternativeSet) -> LinkEstimator:
-    """One that believes in the planned link at first."""
+def estimator_for(planned: AlternativeSet | None) -> LinkEstimator:
+    """One that believes in the planned link at first; where none was planned, in one that carries anything."""
+    if planned is None:
+        return LinkEstimator(UNPLANNED_MBPS * 1e3 / 8, UNPLANNED_RTT_MS)
     return LinkEstimator(planned.uplink_mbps * 1e3 / 8, planned.rtt_ms)
 
 

@@ -32,6 +32,7 @@ from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient, PlanRow
 from splitmesh.client.registry import RegistryClient
 from splitmesh.client.routing import RoutingClient
+from splitmesh.compress.report import Report
 from splitmesh.kernel.signals import Span
 from splitmesh.model.calibration import pack_calibration
 from splitmesh.model.manifest import CALIBRATION, HEAD
@@ -140,7 +141,6 @@ async def run_demo(folder: Path, frames: DemoFrames, options: Options, console: 
                 link=PROFILES[options.link],
                 otlp_endpoint=traces.endpoint,
                 settings={
-                    "compressor": {"holdout_share": str(options.holdout_share)},
                     "partitioner": {
                         "holdout_share": str(options.holdout_share),
                         "max_disagreement": str(options.max_disagreement),
@@ -182,11 +182,12 @@ async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Opt
     split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, chosen.cut)
     console.print(f"split into version {split.version}: head + tail equal the whole within {split.max_abs_error:.1e}")
     version, made = await CompressionClient(mesh.channels).compress(
-        MODEL, split.version, quantise_cut=True, attach_exit=True
+        MODEL, split.version, ["int8-cut", "exits"], holdout_share=options.holdout_share
     )
+    exit_ = made.exits[-1].agreement
     console.print(
-        f"compressed into version {version}: {made.wire_bytes_before:.0f} -> {made.wire_bytes_after:.0f} bytes a sample, "
-        f"exit agrees with the full model on {made.exit_agreement or 0:.1%} of {made.holdout_samples} held-out pictures"
+        f"compressed into version {version}: {wire_bytes(made)} bytes a sample, the exit agrees with the full model on "
+        f"{exit_.share:.1%} of {exit_.n} held-out pictures ({exit_.low:.1%} to {exit_.high:.1%})"
     )
     await RoutingClient(mesh.channels).set_tolerance(MODEL, options.max_disagreement)
     await registry.set_alias(MODEL, "production", version)
@@ -195,6 +196,12 @@ async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Opt
     await policies.aclose()
     console.print(f"policy: {policy.why}")
     return version
+
+
+def wire_bytes(report: Report) -> str:
+    """What crosses for every picture, from the most bytes to the fewest."""
+    cuts = sorted((point for point in report.points if point.kind == "cut"), key=lambda point: -point.wire_bytes)
+    return " -> ".join(f"{point.wire_bytes:.0f} ({point.name})" for point in cuts)
 
 
 def best_cut(options: Sequence[PlanRow]) -> PlanRow:

@@ -1,86 +1,170 @@
 """One compression from end to end: fetch the version, apply the recipe in a child process, register what came out.
 
-Knows the registry and the job runner; the recipe itself is `compress.py`, states and waiting are `runs.py`.
+Knows the registry and the job runner; the recipe itself is ``splitmesh.compress``, states and waiting are ``runs.py``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
 
-from services.compressor.compress import Recipe, compress, require_split
 from services.compressor.config import CompressorSettings
-from services.compressor.report import Report
+from services.compressor.samples import below, find_folder, fingerprint
+from services.compressor.store import Request, Store
+from splitmesh.client.artifacts import TRIES
 from splitmesh.client.registry import RegistryClient, VersionInfo
+from splitmesh.client.transfer import Patience, is_passing
+from splitmesh.compress.child import Result, run_in
+from splitmesh.compress.kept import storage_errors
+from splitmesh.compress.needs import check
+from splitmesh.compress.recipe import Recipe, step_text
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.jobs import Progress, run_job
 from splitmesh.model.manifest import CALIBRATION, MANIFEST, REPORT, Manifest
 
 CREATED_BY = "compressor"
-JOB_SHARE = 0.8
-"""Of the whole progress; the rest is fetching and registering."""
+FETCHED, APPLIED = 0.03, 0.97
+"""Shares of the whole progress; the rest is registering."""
+
+MAX_DESCRIPTION = 1000
+"""Characters of a version's description; the registry refuses longer ones, which would be after all the work."""
+
+T = TypeVar("T")
 
 
 class Compressor:
     """Applies recipes to registered versions."""
 
-    def __init__(self, registry: RegistryClient, settings: CompressorSettings) -> None:
+    def __init__(self, registry: RegistryClient, store: Store, settings: CompressorSettings) -> None:
         self._registry = registry
+        self._store = store
         self._settings = settings
 
-    async def check(self, model: str, version: int, recipe: Recipe) -> VersionInfo:
-        """The version, when the recipe can be applied to it.
+    async def check(self, model: str, version: int, recipe: Recipe, calibration_folder: str) -> Request:
+        """The request, when the recipe can be applied to the version.
 
-        Raises FIELD_INVALID for an empty recipe or version 0, MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_INCOMPLETE.
+        Raises FIELD_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_INCOMPLETE, EXTRA_MISSING and what else
+        ``compress.needs.check`` raises.
         """
-        if not (recipe.quantise_cut or recipe.attach_exit):
-            raise field_error("recipe", "asks for nothing; set quantise_cut, attach_exit or both")
         if version < 1:
             raise field_error("version", "is 0; versions count from 1")
+        samples = await asyncio.to_thread(self._samples, calibration_folder) if calibration_folder else ""
         info = await self._registry.get_version(model, version)
-        manifest = Manifest.from_json(await self._registry.fetch(info, MANIFEST))
-        require_split(manifest)
-        if recipe.attach_exit and not manifest.labels:
-            raise MeshError(Reason.MODEL_INCOMPLETE, "an exit needs a model that names classes; this one has no labels")
-        if CALIBRATION not in info.artifacts:
+        check(Manifest.from_json(await self._registry.fetch(info, MANIFEST)), recipe)
+        if not calibration_folder and CALIBRATION not in info.artifacts:
             raise MeshError(
-                Reason.MODEL_INCOMPLETE, f"version {version} of {model!r} has no {CALIBRATION}; push it with the model"
+                Reason.MODEL_INCOMPLETE,
+                f"version {version} of {model!r} has no {CALIBRATION}; push it with the model, or name a folder of samples",
             )
-        return info
-
-    async def apply(self, info: VersionInfo, recipe: Recipe, progress: Progress) -> tuple[int, Report]:
-        """The new version and its report. Raises the recipe's and the registry's MeshErrors, nothing registered."""
-        progress("fetch the version", 0.0)
-        about = await self._registry.fetch(info, MANIFEST)
-        names = [segment.artifact for segment in Manifest.from_json(about).segments()]
-        artifacts = {MANIFEST: about, **{name: await self._registry.fetch(info, name) for name in names}}
-        calibration = await self._registry.fetch(info, CALIBRATION)
-        made = await run_job(
-            compress,
-            artifacts,
-            calibration,
-            recipe,
-            self._settings.holdout_share,
-            self._settings.seed,
-            deadline_s=self._settings.job_deadline_s,
-            max_memory_bytes=self._settings.max_job_memory_bytes,
-            on_progress=lambda step, share: progress(step, 0.1 + JOB_SHARE * share),
+        return Request(
+            compression_id=compression_id(info.model, info.version, recipe, calibration_folder, samples),
+            model=info.model,
+            version=info.version,
+            recipe=recipe,
+            calibration_folder=calibration_folder,
+            create_time=datetime.now(UTC),
         )
-        progress("register the version", 0.1 + JOB_SHARE)
-        steps = [name for name, wanted in (("int8 cut", recipe.quantise_cut), ("exit", recipe.attach_exit)) if wanted]
-        version = await self._registry.create_version(
-            info.model,
-            {**made, CALIBRATION: calibration},
-            parent=info.version,
+
+    async def apply(self, request: Request, progress: Progress) -> Result:
+        """Everything but the registering. Raises the recipe's and the registry's MeshErrors; steps done stay done."""
+        identifier = request.compression_id
+        source = self._store.source(identifier)
+        progress("fetch the version", 0.0)
+        info = await self._patiently(lambda: self._registry.get_version(request.model, request.version))
+        manifest = Manifest.from_json(await self._registry.fetch(info, MANIFEST))
+        if request.calibration_folder:
+            calibration = find_folder(self._settings.samples_dir, request.calibration_folder)
+        else:
+            calibration = source / CALIBRATION
+        names = [MANIFEST, *manifest.artifacts(), *([] if request.calibration_folder else [CALIBRATION])]
+        for name in names:
+            await self._fetch(info, name, source / name)
+        try:
+            return await run_job(
+                run_in,
+                str(self._store.run(identifier)),
+                str(source),
+                str(calibration),
+                request.recipe.model_dump_json(),
+                f"{request.model}:{request.version}",
+                self._settings.threads,
+                deadline_s=self._settings.job_deadline_s,
+                max_memory_bytes=self._settings.max_job_memory_bytes,
+                on_progress=lambda step, share: progress(step, FETCHED + (APPLIED - FETCHED) * share),
+            )
+        except MeshError as error:
+            raise below(self._settings.samples_dir, error) from error
+
+    async def register(self, request: Request, result: Result) -> tuple[int, bytes]:
+        """The new version and its report; the same again when it is there already."""
+        info = await self._patiently(lambda: self._registry.get_version(request.model, request.version))
+        # Samples go on with their version; those of a folder are nobody's but this machine's.
+        samples = {CALIBRATION: info.artifacts[CALIBRATION]} if CALIBRATION in info.artifacts else {}
+        made = await self._registry.create_version(
+            request.model,
+            {**result.files, **samples},
+            parent=request.version,
             created_by=CREATED_BY,
-            description=f"version {info.version} with {' and '.join(steps)}",
-            request_id=compression_id(info.model, info.version, recipe),
+            description=_description(request),
+            request_id=request.compression_id,
         )
         # Read back: a repeated request returns the version made first, with its own report.
-        return version.version, Report.from_json(await self._registry.fetch(version, REPORT))
+        return made.version, await self._registry.fetch(made, REPORT)
+
+    def _samples(self, name: str) -> str:
+        folder = find_folder(self._settings.samples_dir, name)
+        return fingerprint(self._settings.samples_dir or folder, folder)
+
+    async def _fetch(self, info: VersionInfo, name: str, path: Path) -> None:
+        """One artefact as a file, unless it is there already."""
+        ref = info.artifacts.get(name)
+        if ref is None:
+            raise MeshError(
+                Reason.MODEL_INCOMPLETE,
+                f"version {info.version} of {info.model!r} has no {name!r}",
+                metadata={"missing": name},
+            )
+        if await asyncio.to_thread(_prepared, path, ref.sha256):
+            return
+        await self._registry.pull_to_file(ref, path)
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """After a restart of the whole machine the registry may take longer than we do."""
+        patience = Patience(tries=TRIES)
+        while True:
+            try:
+                return await call()
+            except MeshError as error:
+                if not is_passing(error):
+                    raise
+                await patience.after(error)
 
 
-def compression_id(model: str, version: int, recipe: Recipe) -> str:
-    """The same for the same work: a repeated request joins the first, and its version is made once."""
-    key = json.dumps([model, version, recipe.quantise_cut, recipe.attach_exit])
+def compression_id(model: str, version: int, recipe: Recipe, calibration_folder: str, samples: str) -> str:
+    """The same for the same work: a repeated request joins the first, and its version is made once.
+
+    ``samples``: fingerprint of the folder, empty without one.
+    """
+    key = json.dumps([model, version, recipe.digest(), calibration_folder, samples])
     return f"compression-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def _description(request: Request) -> str:
+    """Names of tensors can be long; the report has them in full."""
+    text = f"version {request.version} with {', '.join(step_text(step) for step in request.recipe.steps)}"
+    return text if len(text) <= MAX_DESCRIPTION else f"{text[: MAX_DESCRIPTION - 1]}…"
+
+
+def _prepared(path: Path, sha256: str) -> bool:
+    """Makes the folder; whether the file is there and whole."""
+    with storage_errors():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256

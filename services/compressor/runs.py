@@ -1,19 +1,20 @@
-"""Compressions under way, waiting and finished: a bounded queue, their states, and who follows them.
+"""Compressions under way, waiting and ended: a bounded queue, their states, and who follows them.
 
-In memory only: what was running when the service stopped is forgotten and can be started again. Knows nothing of what a
-compression does.
+What the disk says is what counts: a state is written before anybody is told, and what was queued or running when the
+service stopped, in whatever way, goes on by itself when it starts. Knows nothing of what a compression does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from typing import Protocol
 
-from services.compressor.report import Report
+from services.compressor.store import ENDED, RESUMABLE, Request, State, Status, Store
+from splitmesh.compress.child import Result
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.jobs import Progress
 from splitmesh.kernel.latest import Latest
@@ -21,145 +22,260 @@ from splitmesh.kernel.streams import Drain
 
 log = logging.getLogger(__name__)
 
-Work = Callable[[Progress], Awaitable[tuple[int, Report]]]
-"""Does a compression: the version it made and its report."""
+
+class Work(Protocol):
+    """Does a compression."""
+
+    async def apply(self, request: Request, progress: Progress) -> Result:
+        """Until there is something to register; can be cancelled at any time and goes on when it is called again."""
+        ...
+
+    async def register(self, request: Request, result: Result) -> tuple[int, bytes]:
+        """The version and its report; the same when it is called again."""
+        ...
 
 
-class State(StrEnum):
-    """Where a compression stands."""
+@dataclass(slots=True)
+class _Entry:
+    """One compression in this process."""
 
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
+    latest: Latest[Status]
+    task: asyncio.Task[None] | None = None
+    cancelled: bool = False
+    ending: bool = False
+    """Registers, or writes down how it ended: from here on a cancellation comes too late."""
 
-
-LAST = (State.SUCCEEDED, State.FAILED)
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A compression now."""
-
-    compression_id: str
-    state: State
-    step: str = ""
-    progress: float = 0.0
-    """Share of the steps done, 0..1."""
-    result_version: int = 0
-    report: Report | None = None
-    error: MeshError | None = None
+    @property
+    def status(self) -> Status:
+        status = self.latest.value
+        if status is None:
+            raise RuntimeError("a compression without a status")
+        return status
 
 
 class Runs:
-    """All compressions of this process.
+    """All compressions of this service.
 
     Args:
+        store: where they are kept.
+        work: does them.
         max_running: at a time.
         max_queued: in line.
-        max_kept: finished ones that are remembered.
+        max_kept: ended ones that are remembered.
         watch_stream_s: longest life of one `follow`.
         drain: ends every `follow` with NOT_READY.
     """
 
     def __init__(
-        self, *, max_running: int, max_queued: int, max_kept: int, watch_stream_s: float, drain: Drain
+        self,
+        store: Store,
+        work: Work,
+        *,
+        max_running: int,
+        max_queued: int,
+        max_kept: int,
+        watch_stream_s: float,
+        drain: Drain,
     ) -> None:
+        self._store = store
+        self._work = work
         self._limit = max_running + max_queued
         self._turn = asyncio.Semaphore(max_running)
         self._max_kept = max_kept
         self._watch_stream_s = watch_stream_s
         self._drain = drain
-        self._known: dict[str, Latest[Status]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._known: dict[str, _Entry] = {}
+        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Nothing to open."""
+        """Reads what is kept; what had not ended goes on."""
+        await asyncio.to_thread(self._store.open)
+        for status in await asyncio.to_thread(self._store.load):
+            entry = self._known[status.request.compression_id] = _Entry(Latest(status))
+            if status.state not in ENDED:
+                log.info("compression %s goes on behind step %d", status.request.compression_id, status.steps_done)
+                entry.latest.set(replace(status, state=State.QUEUED))
+                self._begin(entry)
+        await self._forget_old()
 
     async def stop(self) -> None:
-        """Ends what runs; nothing of it is registered."""
-        for task in self._tasks:
+        """Ends what runs; it goes on when the service starts again."""
+        tasks = [entry.task for entry in self._known.values() if entry.task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._store.close()
 
-    def submit(self, compression_id: str, work: Work) -> Status:
-        """Start, or join the one of the same id that waits, runs or succeeded; one that failed is started anew.
+    async def submit(self, request: Request) -> Status:
+        """Start, or join the one of the same id; one that failed or was cancelled goes on. QUEUE_FULL, STORAGE_FULL."""
+        async with self._changing:
+            entry = self._known.get(request.compression_id)
+            if entry is not None:
+                return await self._go_on(entry)
+            self._require_room()
+            number = 1 + max((known.status.request.number for known in self._known.values()), default=0)
+            request = request.model_copy(update={"number": number})
+            await asyncio.to_thread(self._store.create, request)
+            entry = self._known[request.compression_id] = _Entry(Latest(Status(request, State.QUEUED)))
+            self._begin(entry)
+            await self._forget_old()
+            return entry.status
 
-        QUEUE_FULL when too many wait already.
-        """
-        known = self._known.get(compression_id)
-        if known is not None and (status := _now(known)).state is not State.FAILED:
-            return status
-        if len(self._tasks) >= self._limit:
-            raise MeshError(
-                Reason.QUEUE_FULL,
-                f"{len(self._tasks)} compressions are running or waiting; no more are taken",
-                retry_after_s=30.0,
-            )
-        self._known.pop(compression_id, None)
-        status = Status(compression_id, State.QUEUED)
-        latest = self._known[compression_id] = Latest(status)
-        task = asyncio.create_task(self._run(latest, work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        self._forget_old()
-        return status
+    async def resume(self, compression_id: str) -> Status:
+        """Go on with one that failed or was cancelled. COMPRESSION_NOT_FOUND, QUEUE_FULL, STORAGE_FULL."""
+        async with self._changing:
+            return await self._go_on(self._find(compression_id))
+
+    async def cancel(self, compression_id: str) -> Status:
+        """Stop one; it has ended when this returns. COMPRESSION_NOT_FOUND."""
+        entry = self._find(compression_id)
+        if (task := entry.task) is not None:
+            # Once: a second blow would hit the end of the first, which is then never told.
+            if not (entry.ending or entry.cancelled):
+                entry.cancelled = True
+                task.cancel()
+            await asyncio.wait([task])
+        return entry.status
 
     async def follow(self, compression_id: str) -> AsyncGenerator[Status]:
         """The state now, then each change, ending after the last. COMPRESSION_NOT_FOUND, NOT_READY."""
-        latest = self._find(compression_id)
+        latest = self._find(compression_id).latest
         async with aclosing(latest.follow(self._drain, longest_s=self._watch_stream_s)) as states:
             async for status in states:
                 yield status
-                if status.state in LAST:
+                if status.state in ENDED:
                     return
 
-    def finished(self, compression_id: str) -> tuple[int, Report]:
-        """Version and report. COMPRESSION_NOT_FOUND; NOT_READY while it goes on; its own error when it failed."""
-        status = _now(self._find(compression_id))
+    def page(self, model: str, below: int | None, size: int) -> list[Status]:
+        """The newest first, of one model or all, numbered below a place in the list; None: from the newest on."""
+        found = (entry.status for entry in self._known.values())
+        wanted = [
+            status
+            for status in found
+            if model in ("", status.request.model) and (below is None or status.request.number < below)
+        ]
+        return sorted(wanted, key=lambda status: -status.request.number)[:size]
+
+    def done(self, compression_id: str) -> Status:
+        """One with a report. COMPRESSION_NOT_FOUND; NOT_READY before its end; its own error when it failed."""
+        status = self._find(compression_id).status
+        if status.state in (State.SUCCEEDED, State.REJECTED):
+            return status
         if status.error is not None:
             raise status.error
-        if status.report is None:
-            raise MeshError(
-                Reason.NOT_READY, f"the compression is {status.state.value.lower()}; watch it", retry_after_s=1.0
-            )
-        return status.result_version, status.report
+        how = "resume it" if status.state is State.CANCELLED else "watch it"
+        raise MeshError(Reason.NOT_READY, f"the compression is {status.state.value.lower()}; {how}", retry_after_s=1.0)
 
-    def _find(self, compression_id: str) -> Latest[Status]:
+    def _find(self, compression_id: str) -> _Entry:
         try:
             return self._known[compression_id]
         except KeyError:
             raise MeshError(
                 Reason.COMPRESSION_NOT_FOUND,
-                f"no compression {compression_id[:80]!r} is known; a restart of this service forgets them",
+                f"no compression {compression_id[:80]!r} is known; the oldest ones are forgotten",
             ) from None
 
-    async def _run(self, latest: Latest[Status], work: Work) -> None:
-        def progress(step: str, share: float) -> None:
-            latest.set(replace(_now(latest), state=State.RUNNING, step=step, progress=share))
+    async def _go_on(self, entry: _Entry) -> Status:
+        if entry.status.state in RESUMABLE:
+            self._require_room()
+            await self._set(entry, replace(entry.status, state=State.QUEUED, step="", error=None))
+            self._begin(entry)
+        return entry.status
 
+    def _require_room(self) -> None:
+        active = sum(entry.task is not None for entry in self._known.values())
+        if active >= self._limit:
+            raise MeshError(
+                Reason.QUEUE_FULL,
+                f"{active} compressions are running or waiting; no more are taken",
+                retry_after_s=30.0,
+            )
+
+    def _begin(self, entry: _Entry) -> None:
+        entry.cancelled = entry.ending = False
+        entry.task = asyncio.create_task(self._run(entry))
+
+    async def _run(self, entry: _Entry) -> None:
+        identifier = entry.status.request.compression_id
         try:
-            async with self._turn:
-                version, report = await work(progress)
-            done = replace(_now(latest), state=State.SUCCEEDED, step="", progress=1.0)
-            latest.set(replace(done, result_version=version, report=report))
+            ended = await self._until_ended(entry)
+        except asyncio.CancelledError:
+            if not entry.cancelled:  # the service stops: on disk it goes on
+                raise
+            ended = replace(entry.status, state=State.CANCELLED, step="")
         except MeshError as error:
-            log.info("compression %s failed: %s", _now(latest).compression_id, error)
-            latest.set(replace(_now(latest), state=State.FAILED, error=error))
+            log.info("compression %s failed: %s", identifier, error)
+            ended = replace(entry.status, state=State.FAILED, error=error)
         except Exception:
             # The boundary of a background task: nobody above would see it.
-            log.exception("compression %s failed", _now(latest).compression_id)
+            log.exception("compression %s failed", identifier)
             unexpected = MeshError(Reason.INTERNAL, "unexpected failure; see the server's log")
-            latest.set(replace(_now(latest), state=State.FAILED, error=unexpected))
+            ended = replace(entry.status, state=State.FAILED, error=unexpected)
+        entry.ending = True
+        if ended.state in RESUMABLE:
+            ended = replace(ended, steps_done=self._store.steps_done(identifier))
+        try:
+            await self._write(ended)
+            if ended.state not in RESUMABLE:
+                await asyncio.to_thread(self._store.clear_scratch, identifier)
+        except (MeshError, OSError):
+            # Told all the same; the disk still says that it runs, so that it goes on at the next start.
+            log.exception("the state of compression %s could not be written", identifier)
+        # Before anybody is told: who hears of the end may ask for more at once.
+        entry.task = None
+        entry.latest.set(ended)
 
-    def _forget_old(self) -> None:
-        finished = [key for key, latest in self._known.items() if _now(latest).state in LAST]
-        for key in finished[: max(0, len(finished) - self._max_kept)]:
-            del self._known[key]
+    async def _until_ended(self, entry: _Entry) -> Status:
+        request = entry.status.request
+        identifier = request.compression_id
 
+        def progress(step: str, share: float) -> None:
+            if not entry.cancelled:
+                done = self._store.steps_done(identifier)
+                entry.latest.set(replace(entry.status, step=step, progress=share, steps_done=done))
 
-def _now(latest: Latest[Status]) -> Status:
-    status = latest.value
-    if status is None:
-        raise RuntimeError("a compression without a status")
-    return status
+        async with self._turn:
+            await self._set(entry, replace(entry.status, state=State.RUNNING))
+            result = await self._work.apply(request, progress)
+            entry.ending = True
+            over = result.error()
+            if over is not None:
+                version, report = 0, result.report.to_json()
+            else:
+                progress("register the version", entry.status.progress)
+                version, report = await self._work.register(request, result)
+            await asyncio.to_thread(self._store.keep_result, identifier, report, result.pictures)
+        return replace(
+            entry.status,
+            state=State.REJECTED if over is not None else State.SUCCEEDED,
+            step="",
+            progress=1.0,
+            steps_done=len(request.recipe.steps),
+            result_version=version,
+            error=over,
+        )
+
+    async def _set(self, entry: _Entry, status: Status) -> None:
+        """On disk first."""
+        await self._write(status)
+        entry.latest.set(status)
+
+    async def _write(self, status: Status) -> None:
+        """Waited for also when cancelled: the next write must not overtake it."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._store.write, status))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            writing.exception()
+            raise
+
+    async def _forget_old(self) -> None:
+        ended = sorted(
+            (entry.status for entry in self._known.values() if entry.status.state in ENDED),
+            key=lambda status: status.request.number,
+        )
+        for status in ended[: max(0, len(ended) - self._max_kept)]:
+            identifier = status.request.compression_id
+            del self._known[identifier]
+            await asyncio.to_thread(self._store.remove, identifier)

@@ -12,10 +12,11 @@ from services.partitioner.partition import Partitioner
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.alternatives import ALTERNATIVES, MAX_ALTERNATIVES, Alternative, AlternativeSet
+from splitmesh.model.known_facts import crossing_codec, with_manifest_facts
 from splitmesh.model.manifest import MANIFEST, OUTCOMES, Manifest
 from splitmesh.model.outcomes import CalibrationOutcomes
 from splitmesh.model.plan_options import Link
-from splitmesh.model.profile_data import FLOAT_CODEC, QUANTISED_CODEC, CutProfile, Profile
+from splitmesh.model.profile_data import CutProfile, Profile
 from splitmesh.model.threshold import choose_threshold
 
 CREATED_BY = "partitioner"
@@ -66,13 +67,14 @@ class Adapter:
     async def _alternative(self, number: int, info: VersionInfo, manifest: Manifest, profile: Profile) -> Alternative:
         if manifest.split is None:
             return Alternative(version=number, name="edge only", edge_ms=profile.whole_ms)
+        profile = with_manifest_facts(profile, manifest, await self._partitioner.timed_ms(info))
         names = tuple(tensor.name for tensor in manifest.split.cut)
         cut = next((entry for entry in profile.cuts if set(entry.tensors) == set(names)), None)
         if cut is None:
             raise MeshError(
                 Reason.CUT_INVALID, f"version {info.version} is cut at {', '.join(names)}, which has no profile"
             )
-        codec = QUANTISED_CODEC if manifest.split.quantisation else FLOAT_CODEC
+        codec = crossing_codec(manifest.split)
         if codec not in cut.wire_bytes:
             raise MeshError(Reason.CUT_INVALID, f"version {info.version} crosses as {codec}, which has no profile")
         return Alternative(
@@ -94,8 +96,7 @@ class Adapter:
         outcomes = CalibrationOutcomes.from_json(await self._registry.fetch(info, OUTCOMES))
         choice = await asyncio.to_thread(
             choose_threshold,
-            outcomes.scores(),
-            list(outcomes.agrees),
+            *outcomes.columns(),
             max_disagreement=self._settings.max_disagreement,
             delta=self._settings.delta,
         )

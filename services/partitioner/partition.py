@@ -16,9 +16,11 @@ from services.partitioner.measure import OWN_NODE, Measurer, Where
 from services.partitioner.planning import PlanTask, plan_over
 from services.partitioner.work import split_version
 from splitmesh.client.registry import RegistryClient, VersionInfo
+from splitmesh.compress.report import Report
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.jobs import JobSlots, Progress, run_job
-from splitmesh.model.manifest import CALIBRATION, MANIFEST, WHOLE, Manifest
+from splitmesh.model.known_facts import with_manifest_facts
+from splitmesh.model.manifest import CALIBRATION, MANIFEST, REPORT, WHOLE, Manifest
 from splitmesh.model.plan import Plan
 from splitmesh.model.profile_data import Profile
 
@@ -66,14 +68,29 @@ class Partitioner:
         return await self._measurer.known(info, node)
 
     async def plan(self, model: str, version: int, task: PlanTask, budget_s: float) -> Plan:
-        """Every option ranked. Raises as `profile`; PLAN_INFEASIBLE, FIELD_INVALID."""
+        """Every option ranked, the version's own coded cut among them. Raises as `profile`; PLAN_INFEASIBLE, FIELD_INVALID."""
         info = await self._version(model, version)
+        manifest = Manifest.from_json(await self._registry.fetch(info, MANIFEST))
+        timed_ms = await self.timed_ms(info)
 
         async def profile_of(node: str) -> Profile:
             known = await self.known_profile(info, node) if node else None
-            return known or await self.profile(model, version, budget_s, Where(node), renew=False)
+            profile = known or await self.profile(model, version, budget_s, Where(node), renew=False)
+            return with_manifest_facts(profile, manifest, timed_ms)
 
         return await plan_over(task, profile_of, self._settings.max_disagreement)
+
+    async def timed_ms(self, info: VersionInfo) -> dict[str, float]:
+        """What the recipe that made a version timed, by piece; empty where there is no (readable) report."""
+        if REPORT not in info.artifacts:
+            return {}
+        try:
+            return Report.from_json(await self._registry.fetch(info, REPORT)).latency_ms
+        except MeshError as error:
+            # Older recipes wrote other reports; a plan without these times counts the coding alone.
+            if error.reason is not Reason.MODEL_CORRUPT:
+                raise
+            return {}
 
     async def split(self, model: str, version: int, cuts: Sequence[Sequence[str]]) -> tuple[int, float]:
         """The split version and the largest difference between its segments, one after the other, and the whole.

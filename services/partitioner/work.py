@@ -30,7 +30,9 @@ def split_version(
     )
     if {info.name for info in new.whole.inputs} != {info.name for info in about.whole.inputs}:
         raise MeshError(Reason.MODEL_CORRUPT, "the version's manifest describes other inputs than its model has")
-    return {**artifacts, MANIFEST: new.to_json().encode()}
+    # The model is the same: what its plain cuts leak is too, and a plan of the new version must know it.
+    plain = tuple(entry for entry in about.leakage if entry.codec == "float32")
+    return {**artifacts, MANIFEST: new.model_copy(update={"leakage": plain}).to_json().encode()}
 
 
 def _verification_feeds(samples: Calibration) -> Iterator[dict[str, Array]]:

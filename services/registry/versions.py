@@ -64,7 +64,7 @@ class Versions:
             await self._require_stored(artifact)
         manifest = await self._manifest(parts[MANIFEST])
         named = [segment.artifact for segment in manifest.segments()]
-        _require(named, parts, "the manifest names")
+        _require(manifest.artifacts(), parts, "the manifest names")
         for name in sorted(parts.keys() & ({name for name in parts if name.lower().endswith(".onnx")} | set(named))):
             sha256 = parts[name].sha256
             await self._check.check(name, sha256, self._blobs.path_of(sha256))

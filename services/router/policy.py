@@ -54,9 +54,8 @@ def make_policy(model: str, version: int, tolerance: Tolerance, outcomes: bytes 
         measured = CalibrationOutcomes.from_json(outcomes)
     except MeshError as error:
         return _escalate(model, version, tolerance, error.message)
-    choice = choose_threshold(
-        measured.scores(), measured.agrees, max_disagreement=tolerance.max_disagreement, delta=tolerance.delta
-    )
+    confidences, agrees = measured.columns()
+    choice = choose_threshold(confidences, agrees, max_disagreement=tolerance.max_disagreement, delta=tolerance.delta)
     return Policy(
         model=model,
         version=version,

@@ -248,7 +248,7 @@ def test_a_service_has_time_to_drain_before_it_is_killed(service: str) -> None:
 @pytest.mark.parametrize("service", OURS)
 def test_only_what_must_outlive_the_container_has_a_named_volume(service: str) -> None:
     volumes = SERVICES[service].get("volumes", [])
-    assert volumes == ([] if service in ("compressor", "partitioner", "tail") else [f"{service}:/data"])
+    assert volumes == ([] if service in ("partitioner", "tail") else [f"{service}:/data"])
     assert set(compose()["volumes"]) == {name for name in OURS if SERVICES[name].get("volumes")}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor
 from google.rpc import status_pb2
@@ -16,7 +17,8 @@ from grpc_tools import protoc
 
 from splitmesh.api.tensor.v1 import tensor_pb2
 from splitmesh.kernel.tensors import CODEC_VALUES, DATA_TYPES
-from splitmesh.tensor import DTYPES, codecs
+from splitmesh.tensor import DTYPES, TensorSpec, codecs, pack, unpack
+from splitmesh.tensor.entropy import RangeCodec, Tables
 from splitmesh.testing.parts import find_buf, require_part
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +110,15 @@ def test_every_codec_of_the_contract_is_in_the_kernels_table_and_can_code() -> N
     numbers = set(tensor_pb2.Codec.values()) - {tensor_pb2.CODEC_UNSPECIFIED}
     assert set(CODEC_VALUES.values()) == numbers
     assert len(CODEC_VALUES) == len(numbers)
-    assert CODEC_VALUES.keys() == codecs.CODECS.keys()
+    assert CODEC_VALUES.keys() == codecs.CODECS.keys() | codecs.OF_A_VERSION
+    assert not codecs.CODECS.keys() & codecs.OF_A_VERSION
+    sample = np.random.default_rng(0).integers(90, 110, (1, 3, 4), np.uint8)
+    tables = Tables.build([sample], [np.array([100], np.uint8)], [(3, 1)])
+    own: dict[str, codecs.Codec] = {codecs.RANGE: RangeCodec(tables, [TensorSpec("t", "uint8", (-1, 3, 4))])}
+    assert own.keys() == codecs.OF_A_VERSION
+    for name in CODEC_VALUES:
+        (back,) = unpack(pack([("t", sample)], own.get(name, name)), codecs=own)
+        assert np.array_equal(back, sample)
 
 
 def _servicer_classes() -> dict[str, type]:

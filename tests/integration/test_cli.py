@@ -108,12 +108,41 @@ async def test_a_split_of_a_version_is_a_version_that_equals_it(deployed: Deploy
 
 
 async def test_compress_says_what_it_saved_and_what_it_cost(deployed: Deployed) -> None:
-    report = deployed.compressed.json
-    assert report["version"] == 3
-    assert 0 < report["wire_bytes_after"] < report["wire_bytes_before"]
-    assert report["holdout_samples"] + report["fit_samples"] <= CALIBRATED_ON
-    assert 0.5 < report["exit_agreement"] <= 1
-    assert 0.9 < report["tail_agreement"] <= 1
+    shown = deployed.compressed.json
+    assert (shown["version"], shown["within_budget"]) == (3, True)
+    report = shown["report"]
+    assert [step["step"] for step in report["steps"]] == ["int8-cut", "exits"]
+    wire_bytes = {point["name"]: point["wire_bytes"] for point in report["points"]}
+    assert 0 < wire_bytes["int8 cut, rate 0"] < wire_bytes["float32 cut, zstd"]
+    assert report["fit_samples"] + report["validation_samples"] + report["holdout_samples"] == CALIBRATED_ON
+    assert 0.5 < report["exits"][-1]["agreement"]["share"] <= 1
+    assert 0.8 < report["agreement"]["share"] <= 1
+
+
+async def test_compressions_are_listed_and_give_their_report_as_a_page(deployed: Deployed, tmp_path: Path) -> None:
+    (known,) = (await deployed.mesh.run("compressions", "list", MODEL, "--json")).json
+    assert (known["state"], known["model"], known["version"], known["result_version"]) == ("SUCCEEDED", MODEL, 2, 3)
+    number = known["compression_id"]
+    table = await deployed.mesh.run("compressions", "list")
+    assert number in table.out
+    report = await deployed.mesh.run("compressions", "report", number, "--report", tmp_path / "page.html", "--json")
+    assert report.json["report"] == deployed.compressed.json["report"]
+    assert "int8 cut, rate 0" in (tmp_path / "page.html").read_text()
+    watched = await deployed.mesh.run("compressions", "watch", number)
+    assert f"{number} of {MODEL}:2 is SUCCEEDED, 2 steps done, version 3" in watched.out
+    again = await deployed.mesh.run("compressions", "cancel", number, "--json")
+    assert again.json["state"] == "SUCCEEDED"
+    refused(await deployed.mesh.run("compressions", "watch", "compression-of-nobody"), "COMPRESSION_NOT_FOUND")
+
+
+async def test_a_recipe_over_its_budget_is_refused_and_leaves_its_report(deployed: Deployed, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    steps = ("--recipe", "bottleneck:channels=1,rates=1", "--max-disagreement", 0.0)
+    ended = await deployed.mesh.run("compress", f"{MODEL}:2", *steps, "--report", page)
+    assert "max_disagreement" in refused(ended, "BUDGET_EXCEEDED")
+    assert "Over the budget" in page.read_text()
+    versions = (await deployed.mesh.run("models", "list", MODEL, "--json")).json
+    assert max(version["version"] for version in versions) == 3
 
 
 async def test_tolerance_repeats_the_promise(deployed: Deployed) -> None:
@@ -329,6 +358,7 @@ async def test_steps_for_people_are_one_sentence_or_a_table(deployed: Deployed) 
     assert "second@tested: nowhere -> 2" in (await run("models", "promote", "second:2", "--alias", "tested")).out
     tolerance = await run("tolerance", MODEL, "--max-disagreement", 0.2)
     assert f"{MODEL}: at most 20.00% disagreement, with confidence 95%" in tolerance.out
-    compressed = await run("compress", f"{MODEL}:2", "--no-exit")
+    compressed = await run("compress", f"{MODEL}:2", "--recipe", "int8-cut")
     assert compressed.code == 0
-    assert "bytes on the wire, after" in compressed.out
+    assert "int8 cut, rate 0" in compressed.out
+    assert "registered as version" in compressed.out

@@ -65,6 +65,18 @@ async def test_the_policy_of_a_version_with_outcomes_keeps_the_default_tolerance
     assert "600 calibration samples" in policy.why
 
 
+async def test_the_policy_of_several_exits_is_of_all_of_them_together(plane: ControlPlane) -> None:
+    # Where the first exit is unsure the second is sure and right; alone each leaves half of the samples.
+    confidences = np.tile([[0.9, 0.4], [0.4, 0.9]], (300, 1))
+    agrees = np.tile([[True, False], [False, True]], (300, 1))
+    outcomes = CalibrationOutcomes.of(confidences, agrees, seed=0).to_json()
+    await push_small(plane.registry, "small", artifacts={OUTCOMES: outcomes})
+    async with router(plane) as client:
+        policy = await first(client)
+    assert 0.8 < policy.threshold <= 0.9
+    assert (policy.coverage, policy.calibration_samples) == (1.0, 600)
+
+
 @pytest.mark.parametrize(
     ("artifacts", "reason"),
     [

@@ -52,8 +52,9 @@ async def batching(
     max_batch: int = 8,
     max_delay_s: float = 0.0,
     max_queue: int = 100,
+    alone: bool = False,
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(run, max_batch=max_batch, max_delay_s=max_delay_s, max_queue=max_queue)
+    batcher = Batcher(run, max_batch=max_batch, max_delay_s=max_delay_s, max_queue=max_queue, alone=alone)
     batcher.start()
     try:
         yield batcher
@@ -189,6 +190,19 @@ async def test_a_model_that_answers_with_other_rows_than_it_was_given_is_found_o
         with pytest.raises(MeshError) as caught:
             await asyncio.wait_for(batcher.submit(feed(1), WAIT_S), WAIT_S)
     assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+async def test_what_has_no_row_for_each_sample_is_computed_alone_and_given_whole() -> None:
+    sizes: list[int] = []
+
+    def finds(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        sizes.append(len(feeds["x"]))
+        return {"found": np.zeros((int(feeds["x"].sum()), 4), np.float32)}
+
+    async with batching(finds, alone=True) as batcher:
+        given = await asyncio.gather(*(batcher.submit(feed(boxes), WAIT_S) for boxes in (0, 1, 3)))
+    assert [one.outputs["found"].shape for one in given] == [(0, 4), (1, 4), (3, 4)]
+    assert sizes == [1, 1, 1]
 
 
 async def test_what_still_waits_at_a_stop_is_refused_as_not_ready() -> None:

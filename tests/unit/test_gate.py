@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.model.gate import ESCALATE_ALL, Gate, confidence
+from splitmesh.model.gate import ESCALATE_ALL, Gate, confidence, exit_confidence
 
 
 def test_confidence_is_the_largest_probability_of_each_row() -> None:
@@ -87,3 +87,15 @@ def test_whatever_is_accepted_is_a_distribution_that_reaches_the_threshold(rows,
             assert np.isfinite(row).all()
             assert abs(row.astype(float).sum() - 1) <= 0.011
             assert min(1.0, float(row.max())) >= threshold
+
+
+def test_a_detectors_exit_can_answer_nothing_but_nothing() -> None:
+    rows = np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [np.nan, 1.0]])
+    assert Gate(0.0).decide(rows, finding=True).tolist() == [True, False, True, False]
+    assert Gate(0.8).decide(rows, finding=True).tolist() == [True, False, False, False]
+    np.testing.assert_array_equal(exit_confidence(rows, finding=True), [0.9, np.nan, 0.5, np.nan])
+    np.testing.assert_array_equal(exit_confidence(rows[:3], finding=False), [0.9, 0.9, 0.5])
+
+
+def test_a_row_of_more_than_two_classes_is_no_detectors() -> None:
+    assert not Gate(0.0).decide(np.array([[1.0, 0.0, 0.0]]), finding=True).any()

@@ -189,6 +189,60 @@ def test_a_chain_is_refused_for(break_: tuple[str, object]) -> None:
     refuse(chain_document(), break_)
 
 
+def staged() -> dict[str, Any]:
+    """The same head once more in two pieces, with an exit behind the first."""
+    made = document()
+    early = {"name": "a", "dtype": "float32", "shape": [-1, 4, 8, 8]}
+    first = {"name": "exit_1", "dtype": "float32", "shape": [-1, 2]}
+    image, (wire, at_cut) = made["whole"]["inputs"][0], made["split"]["head"]["outputs"]
+    made["split"]["head"]["outputs"].append(first)
+    made["earlier_exits"] = [{**made["exit"], "output": "exit_1"}]
+    made["stages"] = [
+        {"artifact": "head_1.onnx", "inputs": [image], "outputs": [early, first]},
+        {"artifact": "head_2.onnx", "inputs": [early], "outputs": [wire, at_cut]},
+    ]
+    return made
+
+
+def test_stages_are_artefacts_and_survive_a_round_trip() -> None:
+    manifest = Manifest.from_json(json.dumps(staged()))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.artifacts()[-2:] == ("head_1.onnx", "head_2.onnx")
+    assert [entry.output for entry in manifest.exits()] == ["exit_1", "exit"]
+
+
+def test_stages_that_do_not_lead_to_the_cut_are_refused() -> None:
+    nothing_to_take, nothing_to_send, no_exit = staged(), staged(), staged()
+    nothing_to_take["stages"][1]["inputs"][0] = {"name": "b", "dtype": "float32", "shape": [-1, 8, 4, 4]}
+    nothing_to_send["stages"][1]["outputs"].pop(0)
+    no_exit["stages"][0]["outputs"].pop()
+    for broken, message in (
+        (nothing_to_take, "takes ['b'], which nothing before it gives"),
+        (nothing_to_send, "do not give ['b_q'], which cross"),
+        (no_exit, "does not give its exit's output 'exit_1'"),
+    ):
+        with pytest.raises(MeshError) as caught:
+            Manifest.from_json(json.dumps(broken))
+        assert message in caught.value.message
+
+
+def test_what_a_classifier_has_no_use_for_is_not_written_so_that_older_heads_go_on_reading() -> None:
+    written = json.loads(Manifest.from_json(json.dumps(document())).to_json())
+    assert written["exit"].keys() == document()["exit"].keys()
+    assert not {"earlier_exits", "stages", "leakage"} & written.keys()
+    assert not {"middle", "bottleneck", "coding"} & written["split"].keys()
+
+
+def test_a_detectors_finding_is_written_and_shows_in_an_output_of_the_model() -> None:
+    made = {**document(), "task": "raw", "labels": []}
+    made["exit"]["finding"] = {"output": "y", "min_score": 0.5}
+    manifest = Manifest.from_json(json.dumps(made))
+    assert json.loads(manifest.to_json())["exit"]["finding"] == {"output": "y", "min_score": 0.5}
+    made["exit"]["finding"]["output"] = "z"
+    with pytest.raises(MeshError, match="'z', which the model does not give"):
+        Manifest.from_json(json.dumps(made))
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
 def test_text_that_is_no_manifest_is_refused(text: bytes) -> None:
     with pytest.raises(MeshError) as caught:

@@ -61,3 +61,28 @@ def test_a_file_above_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "MAX_OUTCOMES_BYTES", 10)
     with pytest.raises(MeshError, match="at most 10"):
         CalibrationOutcomes.from_json(CalibrationOutcomes.of([1.0], [True], seed=0).to_json())
+
+
+def test_several_exits_are_columns_from_the_input_on() -> None:
+    scores = np.array([[0.5, 0.9], [np.nan, 0.25], [0.75, 1.0]])
+    agrees = np.array([[True, False], [True, True], [False, True]])
+    read = CalibrationOutcomes.from_json(CalibrationOutcomes.of(scores, agrees, seed=1).to_json())
+    np.testing.assert_array_equal(read.columns()[0], scores)
+    np.testing.assert_array_equal(read.columns()[1], agrees)
+    assert read.confidences == (0.9, 0.25, 1.0)
+    assert read.earlier[0].confidences == (0.5, None, 0.75)
+
+
+def test_a_file_of_one_exit_says_nothing_of_others_and_one_written_before_there_were_any_is_read() -> None:
+    assert "earlier" not in json.loads(CalibrationOutcomes.of([1.0], [True], seed=3).to_json())
+    old = b'{"schema_version":1,"n":2,"confidences":[0.5,null],"agrees":[true,false],"seed":0}'
+    scores, agrees = CalibrationOutcomes.from_json(old).columns()
+    assert scores.shape == agrees.shape == (2, 1)
+
+
+def test_an_exit_of_another_length_is_refused() -> None:
+    content = json.loads(CalibrationOutcomes.of([[1.0, 0.5]], [[True, True]], seed=3).to_json())
+    content["earlier"][0]["confidences"].append(0.5)
+    with pytest.raises(MeshError) as caught:
+        CalibrationOutcomes.from_json(json.dumps(content).encode())
+    assert caught.value.reason is Reason.MODEL_CORRUPT

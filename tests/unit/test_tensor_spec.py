@@ -12,7 +12,8 @@ from splitmesh.api.tensor.v1 import tensor_pb2
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.tensors import CODEC_VALUES, DATA_TYPES, tensor_from_message, tensor_to_message
 from splitmesh.tensor import CODECS, DTYPES, MAX_RANK, TensorLimits, TensorSpec, as_bytes, from_bytes, require_finite
-from splitmesh.tensor.spec import Array, spec_of, total_bytes
+from splitmesh.tensor.codecs import OF_A_VERSION
+from splitmesh.tensor.spec import ANSWER_LIMITS, Array, spec_of, total_bytes
 
 any_array = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda name: arrays.arrays(DTYPES[name], arrays.array_shapes(min_dims=0, max_dims=MAX_RANK, max_side=4))
@@ -51,10 +52,20 @@ def test_the_tables_of_types_and_codecs_are_those_of_the_contract() -> None:
     assert types == {f"DATA_TYPE_{name.upper()}" for name in DTYPES}
     assert DATA_TYPES.keys() == DTYPES.keys()
     codecs = {name for name in tensor_pb2.Codec.keys() if not name.endswith("_UNSPECIFIED")}  # noqa: SIM118
-    assert codecs == {f"CODEC_{name.upper()}" for name in CODECS}
+    known = CODECS.keys() | OF_A_VERSION
+    assert codecs == {f"CODEC_{name.upper()}" for name in known}
     assert {tensor_pb2.Codec.Name(value): name for name, value in CODEC_VALUES.items()} == {
-        f"CODEC_{name.upper()}": name for name in CODECS
+        f"CODEC_{name.upper()}": name for name in known
     }
+
+
+def test_a_tensor_without_a_row_is_taken_among_answers_only() -> None:
+    message = tensor_to_message("boxes", np.zeros((0, 4), np.float32))
+    _, array = tensor_from_message(message, ANSWER_LIMITS)
+    assert (array.shape, array.dtype) == ((0, 4), np.float32)
+    with pytest.raises(MeshError) as caught:
+        tensor_from_message(message)
+    assert caught.value.reason is Reason.TENSOR_SHAPE_MISMATCH
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "object", "U3", "", "float128", ">f4"])

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from splitmesh.cli import adapting, infer, models, nodes, outcomes, planning, profiling, shrinking, splitting
+from splitmesh.cli import adapting, compressing, infer, models, nodes, outcomes, planning, profiling, splitting
 from splitmesh.cli.output import how_to_install
 from splitmesh.errors import Reason
 
@@ -23,12 +23,13 @@ app.command()(profiling.profile)
 app.command()(planning.plan)
 app.command()(splitting.split)
 app.command()(adapting.adapt)
-app.command()(shrinking.compress)
-app.command()(shrinking.tolerance)
+app.command()(compressing.compress)
+app.add_typer(compressing.app, name="compressions")
+app.command()(outcomes.tolerance)
 app.command()(outcomes.outcomes)
 app.command()(nodes.nodes)
 
-EXTRAS = {"onnx": "cloud", "onnxruntime": "cloud", "scipy": "cloud", "matplotlib": "plot"}
+EXTRAS = {"onnx": "cloud", "onnxruntime": "cloud", "scipy": "cloud", "constriction": "cloud", "matplotlib": "plot"}
 """What is not part of the base package, and the extra that brings it."""
 
 

@@ -57,7 +57,8 @@ def infer(
         print(f"{name}: {array.dtype} {list(array.shape)}")
     fallback = f" ({answer.fallback_reason})" if answer.fallback_reason else ""
     print(f"{answer.answered_by}{fallback}, {answer.model} version {answer.version}, trace {answer.trace_id}")
-    print(f"{answer.timings.total_ms:.1f} ms, {answer.uplink_bytes} bytes on the uplink")
+    rate = "" if answer.rate is None else f" (rate {answer.rate})"
+    print(f"{answer.timings.total_ms:.1f} ms, {answer.uplink_bytes} bytes on the uplink{rate}")
 
 
 def _frame(image: Path | None, inputs: Path | None) -> Path | dict[str, Array]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json as jsonlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from pydantic import ValidationError
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from splitmesh.cli.connect import channels, find_version
 from splitmesh.cli.importing import as_onnx
 from splitmesh.cli.output import JsonOption, run, show_json, show_table
-from splitmesh.cli.sources import frames
+from splitmesh.cli.sources import read_samples
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.convert.compare import DEFAULT_TOLERANCE
 from splitmesh.errors import field_error
@@ -40,7 +40,10 @@ def push(
     labels: Annotated[Path | None, typer.Option(exists=True, help="JSON list, or one class name per line.")] = None,
     preprocess: Annotated[Path | None, typer.Option(exists=True, help="JSON: width, height, mode, mean, std.")] = None,
     calibration: Annotated[
-        Path | None, typer.Option(exists=True, help="Folder of typical pictures; sent to the registry, resized.")
+        Path | None,
+        typer.Option(
+            exists=True, help="Typical pictures (class folders, labels.csv, COCO); sent to the registry, resized."
+        ),
     ] = None,
     description: Annotated[str, typer.Option(help="Free text.")] = "",
     tolerance: Annotated[
@@ -84,13 +87,16 @@ def version_parts(
     try:
         manifest = Manifest(task="classification" if names else "raw", labels=names, preprocess=pipeline, whole=whole)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
+        problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise field_error("labels" if names else "model", problem) from error
     parts = {WHOLE: model_file.read_bytes(), MANIFEST: manifest.to_json().encode()}
     if calibration is not None:
-        if pipeline is None:
+        if pipeline is None and calibration.suffix.lower() != ".safetensors":
             raise field_error("calibration", "pictures need --preprocess to become inputs")
-        parts[CALIBRATION] = pack_calibration(np.stack([pipeline.pixels(picture) for picture in frames(calibration)]))
+        with tempfile.TemporaryDirectory(prefix="splitmesh-push-") as spool:
+            samples = read_samples(calibration, manifest, Path(spool))
+            held = samples.tensors if samples.pictures is None else samples.pictures
+            parts[CALIBRATION] = pack_calibration(held, labels=samples.labels, groups=samples.groups)
     return parts
 
 

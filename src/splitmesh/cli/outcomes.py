@@ -1,4 +1,4 @@
-"""``splitmesh outcomes``: who answered, node by node, as the router counts it."""
+"""``splitmesh outcomes`` and ``tolerance``: who answered, as the router counts it, and how sure an exit must be to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from splitmesh.cli.connect import channels
 from splitmesh.cli.output import JsonOption, run, show_json, show_table
-from splitmesh.client.routing import NodeOutcomes, RoutingClient
+from splitmesh.client.routing import NodeOutcomes, RoutingClient, ToleranceInfo
 
 COLUMNS = (
     "node",
@@ -36,6 +36,25 @@ def outcomes(model: Annotated[str, typer.Argument(help="Name of the model.")], j
         show_json(found)
     else:
         show_table("" if found else f"{model}: no reports yet", COLUMNS, [_row(entry) for entry in found])
+
+
+def tolerance(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    max_disagreement: Annotated[float, typer.Option(help="Tolerated share of exit answers unlike the whole's.")],
+    delta: Annotated[float, typer.Option(help="Probability that the bound is wrong; 0: the router's default.")] = 0.0,
+    json: JsonOption = False,
+) -> None:
+    """State how often the exit may disagree with the full model; heads get the new threshold at once."""
+
+    async def ask() -> ToleranceInfo:
+        async with channels() as opened:
+            return await RoutingClient(opened).set_tolerance(model, max_disagreement, delta=delta)
+
+    info = run(ask())
+    if json:
+        show_json(info)
+    else:
+        print(f"{model}: at most {info.max_disagreement:.2%} disagreement, with confidence {1 - info.delta:.0%}")
 
 
 def _row(entry: NodeOutcomes) -> list[object]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from splitmesh.errors import MeshError
@@ -21,6 +22,8 @@ from splitmesh.errors import MeshError
 T = TypeVar("T")
 
 PIPE_WIDTH = 160
+MAX_NAME = 48
+"""Characters of a first column that is never wrapped."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -62,9 +65,11 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     table = Table(title=title or None, title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # What a row is called by is there to be copied: it is broken only when it is a sentence of its own.
+        whole = index == 0 and max((len(_cell(row[0])) for row in rows), default=0) <= MAX_NAME
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(escape(_cell(value)) for value in row))  # [/x] in a tensor's name is no markup
     # A pipe has no width: wide enough for a log, rather than wrapped at 80.
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -18,6 +18,11 @@ from splitmesh.client.registry import RegistryClient
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.placement.problem import Objective
 from splitmesh.model.plan_options import placement_name
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from splitmesh.model.manifest import Manifest
 
 FileOrVersion = Annotated[str, typer.Argument(help="An ONNX file, or NAME, NAME:VERSION, NAME@ALIAS in the registry.")]
 
@@ -240,12 +245,14 @@ async def _answer(title: str, question: Question, ask: Ask, plot: Path | None) -
 
 async def _ask_file(path: Path, question: Question, show_progress: bool) -> Ask:
     """Plans of an ONNX file, timed on this machine with random input."""
+    from splitmesh.model.known_facts import with_manifest_facts
     from splitmesh.model.load import load_file
     from splitmesh.model.profile import profile_cuts
 
     if question.edge_node or question.cloud_node or any(entry.node for entry in question.between):
         raise field_error("node", "nodes have profiles of registered versions, not of files; push the model first")
-    load_file(path)
+    model = load_file(path)
+    beside = manifest_beside(path, model)
     with Progress(transient=True, disable=not show_progress) as progress:
         task = progress.add_task("timing", total=None)
         profile = await asyncio.to_thread(
@@ -254,11 +261,38 @@ async def _ask_file(path: Path, question: Question, show_progress: bool) -> Ask:
             budget_s=question.budget_s,
             on_progress=lambda done, total, step: progress.update(task, completed=done, total=total, description=step),
         )
+    noise = "Bytes are those of random input, which says little about pictures"
+    if beside is not None:
+        profile = with_manifest_facts(profile, beside)
+        noise += "; leakage and the version's own coded cut come from the manifest beside the file"
 
     async def ask(asked: Question) -> PlanInfo:
         from splitmesh.cli.plan_profile import plan_profile
 
         found = await asyncio.to_thread(plan_profile, profile, asked)
-        return replace(found, why=f"{found.why} Bytes are those of random input, which says little about pictures.")
+        return replace(found, why=f"{found.why} {noise}.")
 
     return ask
+
+
+def manifest_beside(path: Path, model: ModelProto) -> Manifest | None:
+    """The manifest in the file's folder, where there is one that describes this model; any other is left alone."""
+    from splitmesh.model.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+
+    beside = path.parent / MANIFEST
+    if not beside.is_file() or beside.stat().st_size > MAX_MANIFEST_BYTES:
+        return None
+    try:
+        manifest = Manifest.from_json(beside.read_bytes())
+    except MeshError:
+        # Many a folder holds a manifest.json of something else.
+        return None
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {info.name for info in model.graph.input} - weights
+    whole = manifest.whole
+    same = (
+        whole.artifact == path.name
+        and {info.name for info in whole.inputs} == inputs
+        and {info.name for info in whole.outputs} == {info.name for info in model.graph.output}
+    )
+    return manifest if same else None

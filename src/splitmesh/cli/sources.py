@@ -1,17 +1,24 @@
-"""Cameras for the command line: a folder of pictures or a video file, as encoded pictures."""
+"""Cameras for the command line: a folder of pictures or a video file, as encoded pictures or as calibration samples."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from splitmesh.cli.output import how_to_install
+from splitmesh.compress.sample_files import PICTURES
 from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.model.manifest import Manifest
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+if TYPE_CHECKING:
+    from splitmesh.model.calibration import Calibration
+
+TABLES = frozenset({".csv", ".json", ".safetensors"})
+"""Files that say what the samples of a folder are, or hold them."""
 JPEG_QUALITY = 90
 
 
@@ -25,6 +32,15 @@ def frames(source: Path, limit: int | None = None) -> Iterator[bytes]:
         if limit is not None and number >= limit:
             return
         yield picture
+
+
+def read_samples(source: Path, manifest: Manifest, spool: Path) -> Calibration:
+    """Calibration samples of a folder (see ``splitmesh.compress.load_samples``) or of a video, the pixels in ``spool``."""
+    from splitmesh.compress.load_samples import load_folder, load_pictures
+
+    if source.is_dir() or source.suffix.lower() in TABLES:
+        return load_folder(source, manifest, spool)
+    return load_pictures(frames(source), manifest, spool)
 
 
 def _folder(folder: Path) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ Also works on an ONNX file alone, with no service running.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from splitmesh.cli.connect import channels, find_version, is_file
 from splitmesh.cli.models import read_labels, read_preprocess
 from splitmesh.cli.output import JsonOption, refuse, run, show_json, show_table
 from splitmesh.cli.planning import FileOrVersion
-from splitmesh.cli.sources import frames
+from splitmesh.cli.sources import read_samples
 from splitmesh.client.partition import PartitionClient, SplitResult
 from splitmesh.client.registry import RegistryClient
 from splitmesh.errors import MeshError, field_error
@@ -100,8 +101,6 @@ def split_file(
     quantise: bool,
 ) -> SplitFiles:
     """Write head.onnx, tail.onnx, what is between them, and manifest.json (and the whole) of an ONNX file."""
-    import numpy as np
-
     from splitmesh.model.artifacts import quantise_split, split_bytes, write_split
     from splitmesh.model.load import load_file
 
@@ -114,9 +113,8 @@ def split_file(
             raise field_error(
                 "calibration", "--quantise needs --calibration and --preprocess: ranges of random input mislead"
             )
-        pixels = np.stack([pipeline.pixels(picture) for picture in frames(calibration)])
-        name = manifest.whole.inputs[0].name
-        feeds = [{name: pipeline.normalise(pixels[row : row + BATCH])} for row in range(0, len(pixels), BATCH)]
+        with tempfile.TemporaryDirectory(prefix="splitmesh-split-") as spool:
+            feeds = list(read_samples(calibration, manifest, Path(spool)).batches(BATCH))
         manifest, artifacts = quantise_split(manifest, artifacts, feeds)
     write_split(out, manifest, artifacts)
     if manifest.split is None:

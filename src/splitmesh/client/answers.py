@@ -9,7 +9,7 @@ from enum import StrEnum
 from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.errors import MeshError
 from splitmesh.kernel.tensors import tensors_from_messages
-from splitmesh.tensor.spec import Array
+from splitmesh.tensor.spec import ANSWER_LIMITS, Array
 
 
 class AnsweredBy(StrEnum):
@@ -54,7 +54,7 @@ class Answer:
 
     frame_id: int
     labels: tuple[Label, ...]
-    """By descending score; empty for a model without labels."""
+    """By descending score; empty for a model without labels, but for a detector's exit: nothing, something."""
     answered_by: AnsweredBy
     fallback_reason: str
     """Reason code when `answered_by` is EDGE_FALLBACK, else empty."""
@@ -69,6 +69,10 @@ class Answer:
     trace_id: str
     outputs: Mapping[str, Array]
     """Output tensors of a model without labels."""
+    rate: int | None = None
+    """At which the features were coded, 0: the best; None when none crossed or the version has no rates."""
+    exit: int | None = None
+    """Which exit answered, counted from the input; None when none did."""
 
     @property
     def label(self) -> Label:
@@ -102,5 +106,7 @@ def answer_from_message(message: pb.InferResponse) -> Answer:
             **{field: getattr(timings, field) for field in Timings.__dataclass_fields__}  # one name on both sides
         ),
         trace_id=message.trace_id,
-        outputs=tensors_from_messages(message.outputs),
+        outputs=tensors_from_messages(message.outputs, ANSWER_LIMITS),
+        rate=message.rate if message.HasField("rate") else None,
+        exit=message.exit if message.HasField("exit") else None,
     )

@@ -41,6 +41,7 @@ class LinkEstimator:
         self._rate = bytes_per_ms
         self._queue_ms = 0.0
         self._service_ms = 0.0
+        self._wait_ms = 0.0
         self._out: dict[int, tuple[int, float]] = {}  # bytes and time of sending; the oldest first
         self._numbers = 0
         self._free_ms = -math.inf  # when the frame that left last had crossed
@@ -78,6 +79,7 @@ class LinkEstimator:
         _remember(self._networks, network_ms, now_ms)
         arrived_ms = sent_ms + max(0.0, network_ms - self._rtt_ms)
         begun_ms = max(sent_ms, self._free_ms)
+        self._wait_ms += max(TAIL_WEIGHT, news) * (begun_ms - sent_ms - self._wait_ms)
         self._free_ms = max(self._free_ms, arrived_ms)
         if begun_ms <= arrived_ms:
             self._saw_crossing(size_bytes, arrived_ms - begun_ms, news)
@@ -88,7 +90,7 @@ class LinkEstimator:
 
     def state(self, now_ms: float) -> LinkState:
         """The link now, with what the frames still out tell of it."""
-        return LinkState(min(self._rate, self._limit(now_ms)), self._rtt_ms, self._queue_ms)
+        return LinkState(min(self._rate, self._limit(now_ms)), self._rtt_ms, self._queue_ms, self._wait_ms)
 
     @property
     def _rtt_ms(self) -> float:

@@ -25,7 +25,7 @@ from splitmesh.kernel.discovery import Instance
 from splitmesh.kernel.errors import ended_stream_error, from_rpc_error, from_status
 from splitmesh.kernel.tensors import header_to_message, tensors_from_messages
 from splitmesh.tensor import Frame, chunks
-from splitmesh.tensor.spec import Array
+from splitmesh.tensor.spec import ANSWER_LIMITS, Array
 
 log = logging.getLogger(__name__)
 
@@ -357,7 +357,7 @@ class SegmentLink:
                     continue
                 raise
             return SegmentResult(
-                outputs=tensors_from_messages(result.outputs),
+                outputs=tensors_from_messages(result.outputs, ANSWER_LIMITS),
                 node=stream.node,
                 queue_ms=result.queue_ms,
                 compute_ms=result.compute_ms,

@@ -28,7 +28,7 @@ IDEMPOTENT = (
     ),
     ("splitmesh.api.segment.v1.SegmentService", ("Describe",)),
     ("splitmesh.api.routing.v1.RoutingService", ("SetTolerance", "ReportOutcomes", "GetOutcomes")),
-    ("splitmesh.api.compression.v1.CompressionService", ("GetReport",)),
+    ("splitmesh.api.compression.v1.CompressionService", ("ListCompressions", "CancelCompression", "GetReport")),
 )
 """Unary methods that may be sent twice; only these are retried, on UNAVAILABLE."""
 

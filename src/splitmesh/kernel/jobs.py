@@ -12,8 +12,10 @@ import asyncio
 import logging
 import math
 import multiprocessing
+import os
 import resource
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -28,8 +30,8 @@ T = TypeVar("T")
 
 MIB = 1 << 20
 
-ORPHAN_GRACE_S = 5
-"""A child whose parent died ends by itself this long after its deadline."""
+LATE_GRACE_S = 5
+"""A child ends by itself this long after its deadline, should its parent hang."""
 
 _DONE, _PROGRESS, _REFUSED, _FAILED, _OUT_OF_MEMORY = range(5)
 
@@ -201,7 +203,8 @@ def _child(
     """The child's whole life."""
     # The terminal's Ctrl-C goes to the whole group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.alarm(deadline_s + ORPHAN_GRACE_S)
+    signal.alarm(deadline_s + LATE_GRACE_S)
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     resource.setrlimit(resource.RLIMIT_AS, (max_memory_bytes, max_memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -217,6 +220,14 @@ def _child(
     except Exception:
         answer = (_FAILED, traceback.format_exc())
     pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    """Work that nobody waits for any more must not go on: its successor may write to the same files."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _error_from(content: tuple[Any, ...]) -> MeshError:

@@ -37,10 +37,12 @@ class Attr(StrEnum):
     NODE = "splitmesh.node"
     ANSWERED_BY = "splitmesh.answered_by"
     FALLBACK_REASON = "splitmesh.fallback.reason"
+    EXIT = "splitmesh.exit"
     EXIT_CONFIDENCE = "splitmesh.exit.confidence"
     THRESHOLD = "splitmesh.exit.threshold"
     INPUT_BYTES = "splitmesh.input.size_bytes"
     UPLINK_BYTES = "splitmesh.uplink.size_bytes"
+    RATE = "splitmesh.uplink.rate"
     BATCH_ID = "splitmesh.batch.id"
     BATCH_SIZE = "splitmesh.batch.size"
 
@@ -75,8 +77,8 @@ ATTRIBUTES: dict[Span, frozenset[Attr]] = {
         }
     ),
     Span.HEAD_DECODE: frozenset(),
-    Span.HEAD_SEGMENT: frozenset({Attr.EXIT_CONFIDENCE, Attr.THRESHOLD}),
-    Span.HEAD_ESCALATE: frozenset({Attr.UPLINK_BYTES, Attr.ERROR_TYPE}),
+    Span.HEAD_SEGMENT: frozenset({Attr.EXIT, Attr.EXIT_CONFIDENCE, Attr.THRESHOLD}),
+    Span.HEAD_ESCALATE: frozenset({Attr.UPLINK_BYTES, Attr.RATE, Attr.ERROR_TYPE}),
     Span.TAIL_FRAME: frozenset({Attr.MODEL, Attr.VERSION, Attr.SEGMENT, Attr.NODE, Attr.FRAME_ID, Attr.ERROR_TYPE}),
     Span.TAIL_QUEUE: frozenset(),
     Span.TAIL_COMPUTE: frozenset({Attr.BATCH_ID, Attr.BATCH_SIZE}),

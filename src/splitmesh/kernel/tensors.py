@@ -16,6 +16,7 @@ DATA_TYPES: dict[str, tensor_pb2.DataType.ValueType] = {
 CODEC_VALUES: dict[str, tensor_pb2.Codec.ValueType] = {
     "identity": tensor_pb2.CODEC_IDENTITY,
     "zstd": tensor_pb2.CODEC_ZSTD,
+    "range": tensor_pb2.CODEC_RANGE,
 }
 _NAMES = {value: name for name, value in DATA_TYPES.items()}
 _CODEC_NAMES = {value: name for name, value in CODEC_VALUES.items()}

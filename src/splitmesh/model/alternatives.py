@@ -102,6 +102,8 @@ class LinkState:
     """Round trip of a message without its transfer."""
     queue_ms: float = 0.0
     """Waiting in the tail."""
+    wait_ms: float = 0.0
+    """Waiting of a message for those before it to cross, as seen; what a figure of the load would predict is not in it."""
 
 
 def expected_ms(way: Alternative, link: LinkState, frames_per_s: float, *, edge_workers: int = 1) -> float:

@@ -2,14 +2,16 @@
 
 For a model that takes pictures, one tensor ``pixels``, uint8 ``[n, height, width, channels]``, already resized by
 ``Preprocess.pixels``: a quarter of the size of the model's input, and what a picture weighs can still be measured. For
-a model that takes tensors, one tensor per input under its name. safetensors holds numbers only; nothing in it is ever
-executed. Knows nothing of labels: calibration needs none.
+a model that takes tensors, one tensor per input under its name. Beside them, where they are known, class numbers and
+groups under reserved names. safetensors holds numbers only; nothing in it is ever executed. Where pictures come from
+knows ``splitmesh.compress.load_samples``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,11 @@ from splitmesh.tensor.spec import DTYPES, Array, TensorSpec, require_finite, spe
 
 PIXELS = "pixels"
 
+LABELS = "splitmesh.labels"
+"""int64 ``[samples]``: class numbers, -1 where not known. A model's input of this name is the input, not the labels."""
+GROUPS = "splitmesh.groups"
+"""int64 ``[samples]``: what belongs together, such as the pictures of one unit."""
+
 MAX_CALIBRATION_BYTES = 1 << 30
 """A larger file is refused unread: about 7,000 colour pictures of 224 x 224."""
 
@@ -31,7 +38,10 @@ MAX_SAMPLES = 100_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """Samples in memory, turned into model inputs batch by batch (as float32 they would take four times the space)."""
+    """Samples, turned into model inputs batch by batch (as float32 they would take four times the space).
+
+    The tensors may be memory-mapped: what is asked for is read, and nothing else.
+    """
 
     tensors: Mapping[str, Array]
     """What the file holds, each ``[samples, ...]``."""
@@ -39,6 +49,14 @@ class Calibration:
     """How pixels become the input; None: the tensors are the inputs."""
     inputs: tuple[TensorSpec, ...]
     """Of the model, in its order."""
+    labels: NDArray[np.int64] | None = None
+    """Class numbers ``[samples]``, -1 where a sample has none; None: no sample has one. Only figures are made of them."""
+    groups: NDArray[np.int64] | None = None
+    """``[samples]``: samples of one group (pictures of one unit) are never divided; None: each is its own."""
+    sources: tuple[Path, ...] | None = None
+    """The picture files behind the pixels ``[samples]``, while they are there; never packed."""
+    unreadable: int = 0
+    """Pictures that were left out because they could not be read."""
 
     @property
     def samples(self) -> int:
@@ -77,10 +95,21 @@ class Calibration:
         return max(sizes) if sizes else None
 
 
-def pack_calibration(samples: NDArray[np.uint8] | Mapping[str, Array]) -> bytes:
+def pack_calibration(
+    samples: NDArray[np.uint8] | Mapping[str, Array],
+    *,
+    labels: NDArray[np.int64] | None = None,
+    groups: NDArray[np.int64] | None = None,
+) -> bytes:
     """The artefact, from pixels uint8 ``[n, height, width, channels]`` or from the model's inputs by name.
 
-    MeshError FIELD_INVALID for no samples, another shape or type, or too many of them.
+    Args:
+        samples: pixels, or tensors by name.
+        labels: class numbers ``[n]``, -1 where not known; None: there are none.
+        groups: ``[n]``, samples that belong together have the same number; None: each is its own.
+
+    MeshError FIELD_INVALID for no samples, another shape or type, too many of them, or labels or groups beside an input
+    of their reserved name.
     """
     if isinstance(samples, Mapping):
         tensors = dict(samples)
@@ -90,6 +119,16 @@ def pack_calibration(samples: NDArray[np.uint8] | Mapping[str, Array]) -> bytes:
                 "pixels", f"is {samples.dtype} {list(samples.shape)}, expected uint8 [n, height, width, 1 or 3]"
             )
         tensors = {PIXELS: samples}
+    for name, numbers in ((LABELS, labels), (GROUPS, groups)):
+        if numbers is None:
+            continue
+        if name in tensors:
+            raise field_error(
+                name, "is the name of an input of the model; such a model carries neither labels nor groups"
+            )
+        if numbers.dtype != np.int64 or numbers.ndim != 1:
+            raise field_error(name, f"is {numbers.dtype} {list(numbers.shape)}, expected int64 [n]")
+        tensors[name] = numbers
     for name, array in tensors.items():
         if array.dtype.name not in DTYPES:
             raise field_error(name, f"has dtype {array.dtype.name}; accepted: {', '.join(DTYPES)}")
@@ -117,13 +156,20 @@ def unpack_calibration(data: bytes, manifest: Manifest) -> Calibration:
         raise _corrupt("it is not a safetensors file of known types") from error
     inputs = tuple(info.spec() for info in manifest.whole.inputs)
     expected = {PIXELS} if manifest.preprocess is not None else {spec.name for spec in inputs}
+    labels, groups = (
+        _numbers(name, tensors.pop(name)) if name in tensors and name not in expected else None
+        for name in (LABELS, GROUPS)
+    )
     if tensors.keys() != expected or not expected:
         raise _corrupt(f"it holds {sorted(tensors)}, expected {sorted(expected)}")
-    sizes = {len(array) if array.ndim else 0 for array in tensors.values()}
+    numbers = [array for array in (labels, groups) if array is not None]
+    sizes = {len(array) if array.ndim else 0 for array in (*tensors.values(), *numbers)}
     if len(sizes) != 1 or max(sizes) > MAX_SAMPLES:
         raise _corrupt(f"its tensors hold {sorted(sizes)} samples; expected one number, at most {MAX_SAMPLES}")
     if max(sizes) == 0:
         raise MeshError(Reason.CALIBRATION_INSUFFICIENT, "the calibration file holds no sample")
+    if labels is not None and not -1 <= labels.min() <= labels.max() < len(manifest.labels):
+        raise _corrupt(f"a class number is none of the model's {len(manifest.labels)} classes")
     if manifest.preprocess is not None:
         _require_pixels(tensors[PIXELS], manifest.preprocess, inputs)
     else:
@@ -131,13 +177,29 @@ def unpack_calibration(data: bytes, manifest: Manifest) -> Calibration:
             array = tensors[spec.name]
             TensorSpec(spec.name, spec.dtype, (-1, *spec.shape[1:])).require_match(spec_of(spec.name, array))
             require_finite(spec.name, array)
-    found = Calibration(tensors, manifest.preprocess, inputs)
-    if found.fixed_batch is not None and found.samples < found.fixed_batch:
+    found = Calibration(tensors, manifest.preprocess, inputs, known_labels(labels), groups)
+    require_batch(found)
+    return found
+
+
+def known_labels(labels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """The same, or None when no sample has a class."""
+    return None if labels is None or (labels < 0).all() else labels
+
+
+def require_batch(samples: Calibration) -> None:
+    """MeshError CALIBRATION_INSUFFICIENT for fewer samples than the batch that is written in the model."""
+    if samples.fixed_batch is not None and samples.samples < samples.fixed_batch:
         raise MeshError(
             Reason.CALIBRATION_INSUFFICIENT,
-            f"{found.samples} samples do not fill the model's fixed batch of {found.fixed_batch}",
+            f"{samples.samples} samples do not fill the model's fixed batch of {samples.fixed_batch}",
         )
-    return found
+
+
+def _numbers(name: str, array: Array) -> NDArray[np.int64]:
+    if array.dtype != np.int64 or array.ndim != 1:
+        raise _corrupt(f"{name} is {array.dtype} {list(array.shape)}, expected int64 [n]")
+    return array.astype(np.int64, copy=False)
 
 
 def _require_pixels(pixels: Array, preprocess: Preprocess, inputs: tuple[TensorSpec, ...]) -> None:

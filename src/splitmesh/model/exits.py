@@ -22,6 +22,8 @@ from splitmesh.tensor.spec import Array, TensorSpec, require_finite
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Parts = tuple[Indices, Indices, Indices]
+"""Rows for fit, validation and hold-out."""
 
 MIN_FIT_SAMPLES = 20
 MIN_VALIDATION_SAMPLES = 10
@@ -111,6 +113,7 @@ def fit_exit(
     grid: int = 1,
     l2: float | None = None,
     groups: ArrayLike | None = None,
+    parts: Parts | None = None,
 ) -> FittedExit:
     """Fit an exit to the whole model's soft answers.
 
@@ -122,6 +125,8 @@ def fit_exit(
         grid: cells per side that the features are, or were, pooled in.
         l2: weight penalty; None: chosen on the validation samples.
         groups: ``[n]``; samples with the same value (pictures of one unit) stay in the same part.
+        parts: rows for fit, validation and hold-out that were divided before; ``holdout``, ``seed`` and ``groups`` then
+            say nothing.
 
     The validation samples also set the temperature (Guo et al., "On Calibration of Modern Neural Networks", 2017),
     against the whole model's class, so that the confidence estimates the probability of agreement.
@@ -137,7 +142,7 @@ def fit_exit(
     require_finite("features", features)
     if l2 is not None and not l2 > 0:
         raise field_error("l2", f"is {l2}, expected a number greater than 0")
-    fit, validation, held = split_samples(len(target), holdout=holdout, seed=seed, groups=groups)
+    fit, validation, held = parts or split_samples(len(target), holdout=holdout, seed=seed, groups=groups)
     classes = target.argmax(axis=1)
     if len(np.unique(classes[fit])) < 2:
         raise MeshError(
@@ -174,9 +179,7 @@ def fit_exit(
     )
 
 
-def split_samples(
-    n: int, *, holdout: float, seed: int, groups: ArrayLike | None = None
-) -> tuple[Indices, Indices, Indices]:
+def split_samples(n: int, *, holdout: float, seed: int, groups: ArrayLike | None = None) -> Parts:
     """Rows for fit, validation and hold-out, each sorted; groups stay whole, the same seed gives the same parts.
 
     Not stratified by class on purpose: the hold-out has to look like production for a threshold to hold.

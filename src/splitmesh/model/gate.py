@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.model.finding import NOTHING
 from splitmesh.tensor.spec import Array
 
 ESCALATE_ALL = 2.0
@@ -45,6 +46,22 @@ def confidence(probabilities: Array) -> NDArray[np.float64]:
     return np.where(valid, np.minimum(largest, 1.0), np.nan)
 
 
+def nothing_confidence(probabilities: Array) -> NDArray[np.float64]:
+    """The same for a detector's exit, ``[n, 2]`` (nothing, something): P(nothing) where that is the answer, else NaN.
+
+    "Something" is no answer, wherever it was found: such a sample always escalates.
+    """
+    sure = confidence(probabilities)
+    if probabilities.shape[1] != 2:
+        return np.full(len(sure), np.nan)
+    return np.where(probabilities.argmax(axis=1) == NOTHING, sure, np.nan)
+
+
+def exit_confidence(probabilities: Array, *, finding: bool) -> NDArray[np.float64]:
+    """What an exit's threshold is compared with, ``[n]``; ``finding``: it is a detector's (``ExitInfo.finding``)."""
+    return nothing_confidence(probabilities) if finding else confidence(probabilities)
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """Accepts the exit's answer where its confidence reaches the threshold."""
@@ -56,6 +73,10 @@ class Gate:
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise field_error("threshold", f"is {self.threshold}, expected a finite number of at least 0")
 
-    def decide(self, probabilities: Array) -> NDArray[np.bool_]:
-        """True per row of ``[n, classes]`` where the edge's answer stands; False where the sample is hard."""
-        return confidence(probabilities) >= self.threshold
+    def decide(self, probabilities: Array, *, finding: bool = False) -> NDArray[np.bool_]:
+        """True per row of ``[n, classes]`` where the edge's answer stands; False where the sample is hard.
+
+        With several exits each is asked in turn, from the input on, about the samples that none before it answered.
+        ``finding``: the exit is a detector's; only "nothing" can stand.
+        """
+        return exit_confidence(probabilities, finding=finding) >= self.threshold

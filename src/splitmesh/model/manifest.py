@@ -6,18 +6,27 @@ names, types, shapes and file names; digests and signatures of the files are the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.model.segments import (
     ArtifactName,
+    BottleneckInfo,
+    Coding,
     Data,
     Hop,
     MiddleInfo,
     Quantisation,
+    Rate,
     SegmentInfo,
     Share,
     SplitInfo,
@@ -33,19 +42,26 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "OUTCOMES",
     "REPORT",
+    "TABLES",
     "TAIL",
     "WHOLE",
     "ArtifactName",
+    "BottleneckInfo",
+    "Coding",
+    "CutLeakage",
     "ExitInfo",
+    "Finding",
     "Hop",
     "Manifest",
     "MiddleInfo",
     "Quantisation",
+    "Rate",
     "SegmentInfo",
     "SplitInfo",
     "TensorInfo",
     "Verification",
     "middle_name",
+    "stage_name",
 ]
 
 WHOLE = "model.onnx"
@@ -55,6 +71,7 @@ MANIFEST = "manifest.json"
 CALIBRATION = "calibration.safetensors"
 OUTCOMES = "calibration_outcomes.json"
 REPORT = "report.json"
+TABLES = "tables.safetensors"
 
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 """A larger manifest is refused unread; labels and per-channel scales of real models take kilobytes."""
@@ -65,17 +82,58 @@ def middle_name(segment: int) -> str:
     return f"segment_{segment}.onnx"
 
 
-class ExitInfo(Data):
-    """The small classifier on the head's features."""
+def stage_name(stage: int) -> str:
+    """The artefact of a stage of the head; ``stage`` counts from 1."""
+    return f"head_{stage}.onnx"
+
+
+class Finding(Data):
+    """What a detector's exit tells apart: nothing found, or something. Only the first can be answered by it."""
 
     output: str
-    """The head's extra output: class probabilities ``[batch, classes]``."""
+    """The model's output whose scores decide."""
+    min_score: Share
+    """A score from here on, at any place of the output, is something."""
+
+
+class ExitInfo(Data):
+    """A small classifier on the head's features."""
+
+    output: str
+    """An extra output: class probabilities ``[batch, classes]``; for a detector ``[batch, 2]``, nothing and something."""
+    finding: Finding | None = None
+    """For a detector; None: the exit names the model's classes."""
     temperature: float = Field(gt=0, allow_inf_nan=False)
     """What the logits were divided by before the softmax; already inside the head."""
     fit_samples: int = Field(ge=1)
     holdout_samples: int = Field(ge=0)
     holdout_agreement: Share
     """Share of hold-out samples where the exit's class is the full model's."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written as ever for a classifier, so that heads that do not know findings go on reading.
+        return {name: value for name, value in dump(self).items() if name != "finding" or value is not None}
+
+
+class CutLeakage(Data):
+    """How well a decoder, trained for a fixed budget, rebuilt the picture from what crosses at one cut."""
+
+    cut: tuple[str, ...] = Field(min_length=1)
+    """Tensors of the model."""
+    codec: Literal["float32", "int8", "bottleneck"]
+    """What crosses: the tensors as computed, rounded to 8 bits, or the version's own bottleneck."""
+    ssim: Share
+    """Mean structural similarity of picture and reconstruction on samples that the decoder never saw."""
+    psnr_db: float = Field(allow_inf_nan=False)
+    """Mean peak signal to noise ratio."""
+    baseline_ssim: Share
+    """Of the mean picture, which tells nothing about a sample: what no leakage at all would look like."""
+    samples: int = Field(ge=1)
+    """Measured on."""
+    fit_samples: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    """Training steps of the decoder. A longer attack can only see more."""
 
 
 class Manifest(Data):
@@ -90,6 +148,19 @@ class Manifest(Data):
     whole: SegmentInfo
     split: SplitInfo | None = None
     exit: ExitInfo | None = None
+    """At the cut."""
+    earlier_exits: tuple[ExitInfo, ...] = ()
+    """Before the cut, from the input on."""
+    stages: tuple[SegmentInfo, ...] = ()
+    """The head once more, in pieces that run one after the other: one ends at each earlier exit, the last at the cut. A
+    head that runs them stops at the first exit that is sure; the pieces give together what the head gives."""
+    leakage: tuple[CutLeakage, ...] = ()
+    """Of the cuts where it was measured."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = ("earlier_exits", "stages", "leakage")
+        return {name: value for name, value in dump(self).items() if name not in absent or value}
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -99,9 +170,39 @@ class Manifest(Data):
         if self.exit is not None:
             if self.split is None:
                 raise ValueError("an exit needs a split: it sits on the head's features")
-            if self.task != "classification":
-                raise ValueError("an exit needs task 'classification'")
+            if (self.task != "classification") != (self.exit.finding is not None):
+                raise ValueError("an exit needs task 'classification', or what a detector finds")
+            if self.exit.finding is not None and self.exit.finding.output not in names(self.whole.outputs):
+                raise ValueError(f"what is found shows in {self.exit.finding.output!r}, which the model does not give")
+        self._check_stages()
         return self
+
+    def exits(self) -> tuple[ExitInfo, ...]:
+        """All, from the input on."""
+        return (*self.earlier_exits, *((self.exit,) if self.exit is not None else ()))
+
+    def _check_stages(self) -> None:
+        if not self.earlier_exits and not self.stages:
+            return
+        if self.exit is None or len(self.stages) != len(self.earlier_exits) + 1:
+            raise ValueError(
+                f"{len(self.earlier_exits)} earlier exits need an exit at the cut and a stage each behind it"
+            )
+        exits = self.exits()
+        if len({entry.output for entry in exits}) != len(exits):
+            raise ValueError("two exits have the same output")
+        if len({entry.finding for entry in exits}) != 1:
+            raise ValueError("the exits find different things")
+        for stage, entry in zip(self.stages, exits, strict=True):
+            if entry.output not in names(stage.outputs):
+                raise ValueError(f"stage {stage.artifact} does not give its exit's output {entry.output!r}")
+        given = names(self.whole.inputs)
+        for stage in self.stages:
+            if missing := names(stage.inputs) - given:
+                raise ValueError(f"stage {stage.artifact} takes {sorted(missing)}, which nothing before it gives")
+            given |= names(stage.outputs)
+        if self.split is not None and (missing := names(self.split.wire) - given):
+            raise ValueError(f"the stages do not give {sorted(missing)}, which cross")
 
     def _check_labels(self) -> None:
         if self.task == "raw":
@@ -121,16 +222,21 @@ class Manifest(Data):
         if names(split.tail.outputs) != names(self.whole.outputs):
             raise ValueError("the tail's outputs are not the whole model's")
         extra = names(split.head.outputs) - names(split.wire)
-        expected = {self.exit.output} if self.exit else set()
+        expected = {entry.output for entry in self.exits()}
         if extra != expected:
             raise ValueError(f"beside the wire the head produces {sorted(extra)}, the exit needs {sorted(expected)}")
-        artifacts = [segment.artifact for segment in self.segments()]
+        artifacts = self.artifacts()
         if len(set(artifacts)) != len(artifacts):
-            raise ValueError(f"two segments share an artefact: {artifacts}")
+            raise ValueError(f"two parts share an artefact: {list(artifacts)}")
 
     def segments(self) -> tuple[SegmentInfo, ...]:
-        """The whole and, where it is split, every segment in order."""
-        return (self.whole, *(self.split.segments() if self.split is not None else ()))
+        """The whole and, where it is split, every segment in order, and the head's stages."""
+        return (self.whole, *(self.split.segments() if self.split is not None else ()), *self.stages)
+
+    def artifacts(self) -> tuple[str, ...]:
+        """Names of all files that the version cannot run without."""
+        coding = self.split.coding if self.split is not None else None
+        return (*(segment.artifact for segment in self.segments()), *((coding.artifact,) if coding is not None else ()))
 
     @property
     def class_output(self) -> str:

@@ -1,24 +1,43 @@
-"""How an exit did on the hold-out of its calibration: the artefact ``calibration_outcomes.json``.
+"""How exits did on the hold-out of their calibration: the artefact ``calibration_outcomes.json``.
 
-Written once by whoever fits an exit, read by whoever chooses its threshold. Holds two numbers per sample, never the
-sample; the samples are ones the fit never saw, or the threshold's promise means nothing.
+Written once by whoever fits the exits, read by whoever chooses their threshold. Holds two numbers per sample and exit,
+never the sample; the samples are ones the fit never saw, or the threshold's promise means nothing. A file of one exit is
+written as ever: nothing in it says that there could be more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from splitmesh.errors import MeshError, Reason
 
 MAX_OUTCOMES_BYTES = 64 * 1024 * 1024
-"""A larger file is refused unread; a sample takes about 25 bytes."""
+"""A larger file is refused unread; a sample takes about 25 bytes an exit."""
 
 Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class ExitOutcomes(BaseModel):
+    """Of one exit, in the order of the samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    confidences: tuple[Confidence | None, ...]
+    """As in :class:`CalibrationOutcomes`."""
+    agrees: tuple[bool, ...]
 
 
 class CalibrationOutcomes(BaseModel):
@@ -30,18 +49,27 @@ class CalibrationOutcomes(BaseModel):
     n: int = Field(ge=0)
     """Hold-out samples."""
     confidences: tuple[Confidence | None, ...]
-    """The exit's largest probability; null where it gave no distribution (such a sample always escalates)."""
+    """Of the exit at the cut: its largest probability; null where it gave no distribution, or where a detector's exit says
+    "something" (such a sample is not answered by it)."""
     agrees: tuple[bool, ...]
-    """Whether the exit's class is the whole model's."""
+    """Whether the exit's class is the whole model's; for a detector: whether the whole model found nothing."""
     seed: int
     """Of the division into fit, validation and hold-out."""
+    earlier: tuple[ExitOutcomes, ...] = ()
+    """Of the exits before the cut, from the input on, for the same samples in the same order."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "earlier" or value}
 
     @model_validator(mode="after")
     def _same_length(self) -> CalibrationOutcomes:
-        if not self.n == len(self.confidences) == len(self.agrees):
-            raise ValueError(
-                f"n is {self.n}, but there are {len(self.confidences)} confidences and {len(self.agrees)} agreements"
-            )
+        for entry in self._entries():
+            if not self.n == len(entry.confidences) == len(entry.agrees):
+                raise ValueError(
+                    f"n is {self.n}, but there are {len(entry.confidences)} confidences and {len(entry.agrees)} "
+                    "agreements of an exit"
+                )
         return self
 
     @classmethod
@@ -52,13 +80,33 @@ class CalibrationOutcomes(BaseModel):
         *,
         seed: int,
     ) -> CalibrationOutcomes:
-        """From arrays; NaN becomes null."""
-        values = tuple(None if np.isnan(value) else float(value) for value in confidences)
-        return cls(n=len(values), confidences=values, agrees=tuple(bool(value) for value in agrees), seed=seed)
+        """From arrays ``[n]`` of one exit, or ``[n, exits]`` from the input on; NaN becomes null."""
+        scores, agreed = np.asarray(confidences, dtype=np.float64), np.asarray(agrees, dtype=np.bool_)
+        if scores.ndim == 1:
+            scores, agreed = scores[:, None], agreed[:, None]
+        *earlier, last = (
+            ExitOutcomes(
+                confidences=tuple(None if np.isnan(value) else float(value) for value in scores[:, exit_]),
+                agrees=tuple(bool(value) for value in agreed[:, exit_]),
+            )
+            for exit_ in range(scores.shape[1])
+        )
+        return cls(n=len(scores), confidences=last.confidences, agrees=last.agrees, seed=seed, earlier=tuple(earlier))
+
+    def _entries(self) -> tuple[ExitOutcomes | CalibrationOutcomes, ...]:
+        return (*self.earlier, self)
 
     def scores(self) -> NDArray[np.float64]:
-        """``[n]``, NaN where there is no confidence: as ``threshold.choose_threshold`` takes it."""
-        return np.array([np.nan if value is None else value for value in self.confidences], dtype=np.float64)
+        """``[n]`` of the exit at the cut, NaN where there is no confidence."""
+        return self.columns()[0][:, -1]
+
+    def columns(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Confidences (NaN where there is none) and agreements of all exits from the input on, each ``[n, exits]``: what
+        ``threshold.choose_threshold`` takes."""
+        entries = self._entries()
+        scores = [[np.nan if value is None else value for value in entry.confidences] for entry in entries]
+        agrees = [entry.agrees for entry in entries]
+        return np.array(scores, dtype=np.float64).T, np.array(agrees, dtype=np.bool_).T
 
     def to_json(self) -> bytes:
         """The artefact; the same bytes for the same content."""

@@ -6,21 +6,20 @@ pixels sends more bytes. Knows no link.
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, features
 
 from splitmesh.model.calibration import PIXELS, Calibration
 from splitmesh.model.classes import as_probabilities
 from splitmesh.model.manifest import Manifest
+from splitmesh.model.picture_codecs import PictureCodec, available, decode_picture, encode_picture
 from splitmesh.model.profile_data import PictureProfile
 from splitmesh.runtime import Session, open_session
 from splitmesh.tensor.spec import DTYPES
@@ -30,19 +29,11 @@ MAX_PICTURES = 64
 BATCH = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Codec:
-    name: str
-    image_format: str
-    quality: int | None
-    """None: lossless."""
-
-
 _CODECS = (
-    _Codec("jpeg q75", "JPEG", 75),
-    _Codec("jpeg q90", "JPEG", 90),
-    _Codec("webp q80", "WEBP", 80),
-    _Codec("png", "PNG", None),
+    PictureCodec("jpeg q75", "JPEG", 75),
+    PictureCodec("jpeg q90", "JPEG", 90),
+    PictureCodec("webp q80", "WEBP", 80),
+    PictureCodec("png", "PNG", None),
 )
 
 
@@ -71,8 +62,8 @@ def picture_costs(
     if samples is None or pixels is None:
         size = _raw_bytes(about)
         return {"raw": PictureProfile(wire_bytes=size)} if size else {}
-    coded = {codec: [_code(picture, codec, clock) for picture in pixels[:MAX_PICTURES]] for codec in _available()}
-    agreement: dict[_Codec, float] = {}
+    coded = {codec: [_code(picture, codec, clock) for picture in pixels[:MAX_PICTURES]] for codec in available(_CODECS)}
+    agreement: dict[PictureCodec, float] = {}
     if about.class_output:
         pictures = {codec: np.stack([entry.decoded for entry in entries]) for codec, entries in coded.items()}
         with closing(open_session(whole, threads=threads)) as session:
@@ -96,30 +87,22 @@ class _Coded:
     decoded: NDArray[np.uint8]
 
 
-def _available() -> Iterator[_Codec]:
-    yield from (codec for codec in _CODECS if codec.image_format != "WEBP" or features.check("webp"))
-
-
-def _code(picture: NDArray[np.uint8], codec: _Codec, clock: Callable[[], float]) -> _Coded:
-    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
-    buffer = io.BytesIO()
-    options = {} if codec.quality is None else {"quality": codec.quality}
+def _code(picture: NDArray[np.uint8], codec: PictureCodec, clock: Callable[[], float]) -> _Coded:
     start = clock()
-    image.save(buffer, format=codec.image_format, **options)
+    data = encode_picture(picture, codec)
     encoded = clock()
-    decoded = np.asarray(Image.open(buffer, formats=[codec.image_format]).convert(image.mode), dtype=np.uint8)
-    end = clock()
-    return _Coded(buffer.tell(), (encoded - start) * 1e3, (end - encoded) * 1e3, decoded.reshape(picture.shape))
+    decoded = decode_picture(data, codec, channels=picture.shape[2])
+    return _Coded(len(data), (encoded - start) * 1e3, (clock() - encoded) * 1e3, decoded)
 
 
 def _agreement(
     session: Session,
     class_output: str,
     samples: Calibration,
-    pictures: dict[_Codec, NDArray[np.uint8]],
+    pictures: dict[PictureCodec, NDArray[np.uint8]],
     until: float,
     clock: Callable[[], float],
-) -> dict[_Codec, float]:
+) -> dict[PictureCodec, float]:
     """Share of pictures with the same top class; every codec on the same ones, as many as there is time for."""
     lossy = {codec: decoded for codec, decoded in pictures.items() if codec.quality is not None}
     size = samples.fixed_batch or BATCH

@@ -204,7 +204,7 @@ class ChainCosting:
             unpack_ms=math.fsum(graph[there].unpack_ms[codec][index] for index in crossing),
             agreement=split_agreement(known, codec) if known else None,
             measured=all(piece is not None and piece.measured for piece in pieces),
-            refused=tuple(cut_refusals(self.constraints, names, codec, known.leakage if known else None)),
+            refused=tuple(cut_refusals(self.constraints, names, codec, known.leaks(codec) if known else None)),
         )
 
     def _cost(self, message: _Message) -> float:

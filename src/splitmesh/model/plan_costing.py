@@ -121,7 +121,7 @@ class Costing:
                     kind,
                     crossing,
                     (
-                        *cut_refusals(self.constraints, cut.tensors, codec, cut.leakage),
+                        *cut_refusals(self.constraints, cut.tensors, codec, cut.leaks(codec)),
                         *memory_refusals("edge", cut.head_bytes, self.constraints.max_head_bytes),
                         *operator_refusals(self.constraints, operators, kind, codec),
                     ),

@@ -8,6 +8,7 @@ Every output takes the codec that is cheapest for it alone, so a bound from here
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -74,13 +75,18 @@ def allowed_codecs(profile: Profile, limits: Constraints) -> list[list[str]]:
     Where leakage is limited, outputs of a cut that keeps the limit may cross, alone or with others: a superset of what
     may.
     """
-    leaks = dict[str, float]()
+    leaks = dict[tuple[str, str], float]()
     for cut in profile.cuts:
-        for name in cut.tensors:
-            if cut.leakage is not None:
-                leaks[name] = min(cut.leakage, leaks.get(name, math.inf))
+        for name, codec in itertools.product(cut.tensors, cut.wire_bytes):
+            leak = cut.leaks(codec)
+            if leak is not None:
+                leaks[name, codec] = min(leak, leaks.get((name, codec), math.inf))
     return [
-        [codec for codec in node.wire_bytes if not any(cut_refusals(limits, [node.name], codec, leaks.get(node.name)))]
+        [
+            codec
+            for codec in node.wire_bytes
+            if not any(cut_refusals(limits, [node.name], codec, leaks.get((node.name, codec))))
+        ]
         for node in profile.nodes
     ]
 

@@ -6,10 +6,15 @@ from collections.abc import Collection, Iterator, Sequence
 
 from splitmesh.errors import field_error
 from splitmesh.model.plan_options import Constraints, Kind
-from splitmesh.model.profile_data import QUANTISED_CODEC, Profile
+from splitmesh.model.profile_data import BOTTLENECK_CODEC, LOSSY_CODECS, Profile
 
 ROUNDING_OPERATORS = frozenset({"QuantizeLinear"})
 """What rounding a cut of float32 to 8 bits adds to a head."""
+
+ENCODER_OPERATORS = frozenset(
+    {"Add", "Conv", "Flatten", "Gemm", "MatMul", "Mul", "Relu", "Reshape", "Sub", "Transpose"}
+)
+"""What a bottleneck's encoder may add to a head."""
 
 EXIT_OPERATORS = frozenset(
     {"Add", "Concat", "Flatten", "Gemm", "Mul", "ReduceMax", "ReduceMean", "Reshape", "Softmax", "Sqrt", "Sub"}
@@ -27,7 +32,7 @@ def picture_refusals(limits: Constraints) -> Iterator[str]:
 
 def cut_refusals(limits: Constraints, tensors: Sequence[str], codec: str, leakage: float | None) -> Iterator[str]:
     """Why these tensors may not cross in this codec."""
-    if codec == QUANTISED_CODEC and not limits.allow_quantised:
+    if codec in LOSSY_CODECS and not limits.allow_quantised:
         yield "quantised cuts are not allowed"
     if kept := [name for name in tensors if name in limits.kept_on_edge]:
         yield f"{', '.join(kept)} may not leave the edge"
@@ -70,8 +75,10 @@ def operator_refusals(
     held = set(operators)
     if kind is Kind.CASCADE:
         held |= EXIT_OPERATORS
-    if codec == QUANTISED_CODEC:
+    if codec in LOSSY_CODECS:
         held |= ROUNDING_OPERATORS
+    if codec == BOTTLENECK_CODEC:
+        held |= ENCODER_OPERATORS
     if lacking := sorted(held & limits.unsupported_on_edge):
         yield f"the edge cannot run {', '.join(lacking)}"
 

@@ -18,6 +18,15 @@ FLOAT_CODEC = "float32+zstd"
 QUANTISED_CODEC = "uint8+zstd"
 """Float tensors rounded to 8 bits inside the graphs, zstd."""
 
+RANGE_CODEC = "uint8+range"
+"""The same, entropy coded with the version's own tables at its best rate."""
+
+BOTTLENECK_CODEC = "bottleneck"
+"""The code of the version's own bottleneck in 8 bits, entropy coded with its tables at its best rate."""
+
+LOSSY_CODECS = frozenset({QUANTISED_CODEC, RANGE_CODEC, BOTTLENECK_CODEC})
+"""What they carry is not what the model computed."""
+
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
@@ -103,7 +112,15 @@ class CutProfile(_Data):
     agreement: dict[str, Share] = Field(default_factory=dict)
     """By lossy codec: share of samples where head + tail name the same class as the whole; absent: not measured."""
     leakage: Share | None = None
-    """Structural similarity (SSIM) of the best known reconstruction of the picture from what crosses; None: unknown."""
+    """Structural similarity (SSIM) of the best known reconstruction of the picture from the tensors as they are, or the
+    most there can be; None: unknown. Also the most there can be of whatever is made of them alone."""
+    codec_leakage: dict[str, Share] = Field(default_factory=dict, exclude=True)
+    """The same of what crosses, by lossy codec where it was measured. A version's manifest has it, so it is put in when
+    that is planned and not stored."""
+
+    def leaks(self, codec: str) -> float | None:
+        """Leakage of what crosses in this codec, or the most there can be; None: unknown."""
+        return self.codec_leakage.get(codec, self.leakage)
 
 
 class Profile(_Data):

@@ -121,6 +121,59 @@ class Verification(Data):
     """Share of samples whose largest score is at the same class; None when the first output is not [batch, classes]."""
 
 
+class Rate(Data):
+    """One of the sizes at which a rounded cut can cross, and what it costs in answers."""
+
+    channels: int = Field(ge=1)
+    """Channels of every coded tensor that cross, the first ones; the others are taken to be at their zero point."""
+    step: int = Field(ge=1, le=128)
+    """A power of two: 8-bit values are rounded to multiples of it away from the zero point; 1: as they are."""
+    wire_bytes: float = Field(ge=0, allow_inf_nan=False)
+    """Mean of one sample on the hold-out."""
+    agreement: Share | None = None
+    """Share of hold-out samples where head + tail name the whole's class; None for a model without classes."""
+    output_error: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """For a model without classes: root mean square of the outputs' difference, as a share of the outputs'."""
+
+    @field_validator("step")
+    @classmethod
+    def _power_of_two(cls, step: int) -> int:
+        if step & (step - 1):
+            raise ValueError(f"step {step} is no power of two")
+        return step
+
+
+class Coding(Data):
+    """How the rounded tensors of a hop are entropy coded."""
+
+    artifact: ArtifactName
+    """Holds the integer tables, see ``splitmesh.tensor.entropy``."""
+    rates: tuple[Rate, ...] = Field(min_length=1, max_length=8)
+    """Best first; a frame names its rate by its number here."""
+    encode_ms: float = Field(ge=0, allow_inf_nan=False)
+    """Entropy coding of one sample at the best rate, on the node that made the version."""
+    decode_ms: float = Field(ge=0, allow_inf_nan=False)
+    samples: int = Field(ge=1)
+    """Hold-out samples behind the rates' figures."""
+
+    @model_validator(mode="after")
+    def _best_first(self) -> Coding:
+        sizes = [rate.wire_bytes for rate in self.rates]
+        if sizes != sorted(sizes, reverse=True):
+            raise ValueError(f"rates of {sizes} bytes are not in order, the largest first")
+        return self
+
+
+class BottleneckInfo(Data):
+    """The encoder at the head's end and the decoder at the tail's start."""
+
+    method: Literal["closed-form", "trained"]
+    tensor: str
+    """Of the original model, rebuilt at the tail's start."""
+    channels: int = Field(ge=1)
+    """Of the code that crosses."""
+
+
 class Hop(Data):
     """One cut and what crosses there, from a segment to the next."""
 
@@ -129,6 +182,17 @@ class Hop(Data):
     wire: tuple[TensorInfo, ...] = Field(min_length=1)
     """What really crosses: the cut after bottleneck and quantisation, in the sender's output order."""
     quantisation: tuple[Quantisation, ...] = ()
+    bottleneck: BottleneckInfo | None = None
+    coding: Coding | None = None
+    """None: the tensors cross packed by a general codec."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written as ever where there is none of it, so that heads that do not know it go on reading.
+        absent: dict[str, object] = {"middle": [], "bottleneck": None, "coding": None}
+        return {
+            name: value for name, value in dump(self).items() if name not in absent or value not in (absent[name], ())
+        }
 
     @model_validator(mode="after")
     def _wire_is_consistent(self) -> Hop:
@@ -140,6 +204,8 @@ class Hop(Data):
                 raise ValueError(f"quantised tensor {entry.wire_tensor!r} does not cross")
             if wire[entry.wire_tensor].dtype != entry.dtype:
                 raise ValueError(f"{entry.wire_tensor!r} crosses as {wire[entry.wire_tensor].dtype}, not {entry.dtype}")
+        if self.coding is not None and not all(tensor.dtype == "uint8" for tensor in self.wire):
+            raise ValueError("a coded hop carries tensors that are not uint8")
         return self
 
     def rounded_wire(self, quantisation: Sequence[Quantisation]) -> tuple[TensorInfo, ...]:
@@ -192,11 +258,6 @@ class SplitInfo(Hop):
                     f"{sender.artifact} produces {sorted(extra)} beside the wire; only a head may, for its exit"
                 )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_empty_middle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A model cut in two is written as ever, so that heads that know no chains go on reading it.
-        return {name: value for name, value in dump(self).items() if name != "middle" or value}
 
     def rounded(
         self, quantisation: Sequence[tuple[Quantisation, ...]], exit_output: TensorInfo | None = None

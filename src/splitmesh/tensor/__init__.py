@@ -1,6 +1,6 @@
 """Tensors as they cross a wire: what they look like (spec), how they are packed (codecs), how frames are cut (framing).
 
-Pure: numpy, zstandard and crc32c only.
+Pure: numpy, zstandard and crc32c; ``entropy`` also needs constriction and safetensors and is imported by itself.
 """
 
 from splitmesh.tensor.codecs import CODECS, Codec, decode, encode

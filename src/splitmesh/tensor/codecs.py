@@ -1,18 +1,21 @@
-"""Lossless packing of a frame's bytes: ``identity`` and ``zstd``.
+"""Packing of a frame's bytes: ``identity`` and ``zstd`` for anything, and what a codec of one model version must do.
 
 Quantisation is not here: it lives inside the graphs (docs/adr/0003). A decoder is told the exact size to expect, so a
-small bomb cannot ask for memory (python-zstandard ignores max_output_size when the frame declares its size).
+small bomb cannot ask for memory (python-zstandard ignores max_output_size when the frame declares its size). The codec
+``range`` needs a version's tables and so is no entry of the table here, only a name: whoever has the tables passes it
+along (``entropy.py``).
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import zstandard
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.tensor.spec import Buffer
+from splitmesh.tensor.spec import Buffer, TensorSpec
 
 MAX_WINDOW_BYTES = 1 << 23
 ZSTD_LEVEL = 3
@@ -29,6 +32,15 @@ class Codec(Protocol):
 
     def decode(self, data: Buffer, size_bytes: int) -> Buffer:
         """The ``size_bytes`` original bytes; MeshError PAYLOAD_CORRUPT when ``data`` does not hold exactly these."""
+        ...
+
+
+@runtime_checkable
+class ShapedCodec(Codec, Protocol):
+    """A codec that must know the tensors in the bytes: one of a model version."""
+
+    def shaped(self, specs: Sequence[TensorSpec]) -> Codec:
+        """The codec for exactly these tensors; MeshError TENSOR_* for tensors that it is not for."""
         ...
 
 
@@ -86,15 +98,34 @@ def _corrupt(detail: str) -> MeshError:
 
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (Identity(), Zstd())}
-"""Every codec by name; a test holds this table against the proto enum."""
+"""Every codec that needs nothing but bytes, by name."""
+
+RANGE = "range"
+OF_A_VERSION = frozenset({RANGE})
+"""Codecs that need what belongs to a model version. A test holds both tables against the proto enum."""
 
 
-def codec_named(name: str) -> Codec:
-    """The codec, or MeshError CODEC_UNSUPPORTED."""
-    try:
-        return CODECS[name]
-    except KeyError:
-        raise MeshError(Reason.CODEC_UNSUPPORTED, f"codec {name!r} is unknown; known: {', '.join(CODECS)}") from None
+def require_known(name: str) -> None:
+    """MeshError CODEC_UNSUPPORTED for a name in neither table."""
+    if name not in CODECS and name not in OF_A_VERSION:
+        known = ", ".join((*CODECS, *sorted(OF_A_VERSION)))
+        raise MeshError(Reason.CODEC_UNSUPPORTED, f"codec {name!r} is unknown; known: {known}")
+
+
+def codec_named(name: str, own: Mapping[str, Codec] | None = None) -> Codec:
+    """The codec, first looked for among a version's ``own``; MeshError CODEC_UNSUPPORTED where there is none."""
+    require_known(name)
+    codec = (own or {}).get(name) or CODECS.get(name)
+    if codec is None:
+        raise MeshError(
+            Reason.CODEC_UNSUPPORTED, f"codec {name!r} needs the tables of a model version; here are none for it"
+        )
+    return codec
+
+
+def for_tensors(codec: Codec, specs: Sequence[TensorSpec]) -> Codec:
+    """The codec, told what the bytes are where it must know."""
+    return codec.shaped(specs) if isinstance(codec, ShapedCodec) else codec
 
 
 def encode(name: str, data: Buffer) -> Buffer:

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.tensor.codecs import codec_named
+from splitmesh.tensor.codecs import Codec, codec_named, for_tensors, require_known
 from splitmesh.tensor.spec import (
     DEFAULT_LIMITS,
     Array,
@@ -51,15 +51,16 @@ class Frame:
     payload: Buffer
 
 
-def pack(tensors: Sequence[tuple[str, Array]], codec: str) -> Frame:
-    """One frame of named arrays, in the order given."""
+def pack(tensors: Sequence[tuple[str, Array]], codec: str | Codec) -> Frame:
+    """One frame of named arrays, in the order given; a codec that needs tables is given itself, not by name."""
+    chosen = codec_named(codec) if isinstance(codec, str) else codec
     specs = tuple(spec_of(name, array) for name, array in tensors)
     views = [as_bytes(array) for _, array in tensors]
     plain: Buffer = views[0] if len(views) == 1 else b"".join(views)
-    payload = bytes(codec_named(codec).encode(plain))
+    payload = bytes(for_tensors(chosen, specs).encode(plain))
     size = len(payload)
     count = 0 if size <= CHUNK_BYTES else -(-size // CHUNK_BYTES)
-    return Frame(FrameHeader(specs, codec, size, count, google_crc32c.value(payload)), payload)
+    return Frame(FrameHeader(specs, chosen.name, size, count, google_crc32c.value(payload)), payload)
 
 
 def chunks(frame: Frame) -> Iterator[bytes]:
@@ -72,7 +73,7 @@ def chunks(frame: Frame) -> Iterator[bytes]:
 
 def check_header(header: FrameHeader, limits: TensorLimits = DEFAULT_LIMITS) -> None:
     """Raise MeshError when a header from outside asks for more than the limits or contradicts itself."""
-    codec_named(header.codec)
+    require_known(header.codec)
     for spec in header.tensors:
         spec.validate(limits)
     plain = total_bytes(header.tensors)
@@ -90,8 +91,14 @@ def check_header(header: FrameHeader, limits: TensorLimits = DEFAULT_LIMITS) -> 
         )
 
 
-def unpack(frame: Frame, limits: TensorLimits = DEFAULT_LIMITS) -> list[Array]:
-    """The frame's arrays (read-only views), after every size and the checksum were verified."""
+def unpack(
+    frame: Frame, limits: TensorLimits = DEFAULT_LIMITS, codecs: Mapping[str, Codec] | None = None
+) -> list[Array]:
+    """The frame's arrays (read-only views), after every size and the checksum were verified.
+
+    ``codecs`` has those that belong to the frame's model version, by name; a frame packed with one that is missing there
+    is refused with CODEC_UNSUPPORTED.
+    """
     header, payload = frame.header, frame.payload
     check_header(header, limits)
     if len(payload) != header.size_bytes:
@@ -100,7 +107,8 @@ def unpack(frame: Frame, limits: TensorLimits = DEFAULT_LIMITS) -> list[Array]:
         )
     if google_crc32c.value(bytes(payload)) != header.crc32c:
         raise MeshError(Reason.CHECKSUM_MISMATCH, "the payload's crc32c differs from its header's")
-    plain = memoryview(codec_named(header.codec).decode(payload, total_bytes(header.tensors)))
+    codec = for_tensors(codec_named(header.codec, codecs), header.tensors)
+    plain = memoryview(codec.decode(payload, total_bytes(header.tensors)))
     arrays, start = [], 0
     for spec in header.tensors:
         arrays.append(from_bytes(spec, plain[start : start + spec.size_bytes], limits))

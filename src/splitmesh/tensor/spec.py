@@ -29,15 +29,19 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class TensorLimits:
-    """Upper bounds for tensors from outside."""
+    """Bounds for tensors from outside."""
 
     max_dim: int = 1 << 24
     """Largest single dimension."""
     max_size_bytes: int = 32 * 1024 * 1024
     """Largest tensor, uncompressed."""
+    min_dim: int = 1
+    """Smallest single dimension; 0 where a tensor may be empty."""
 
 
 DEFAULT_LIMITS = TensorLimits()
+ANSWER_LIMITS = TensorLimits(min_dim=0)
+"""For a model's outputs: a detector that finds nothing gives tensors without a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,11 @@ class TensorSpec:
                 Reason.TENSOR_DTYPE_MISMATCH,
                 f"tensor {self.name!r} has dtype {self.dtype!r}; accepted: {', '.join(DTYPES)}",
             )
-        if len(self.shape) > MAX_RANK or any(not 1 <= dim <= limits.max_dim for dim in self.shape):
+        if len(self.shape) > MAX_RANK or any(not limits.min_dim <= dim <= limits.max_dim for dim in self.shape):
             raise MeshError(
                 Reason.TENSOR_SHAPE_MISMATCH,
                 f"tensor {self.name!r} has shape {list(self.shape)}; "
-                f"at most {MAX_RANK} dimensions of 1..{limits.max_dim}",
+                f"at most {MAX_RANK} dimensions of {limits.min_dim}..{limits.max_dim}",
             )
         if self.size_bytes > limits.max_size_bytes:
             raise MeshError(

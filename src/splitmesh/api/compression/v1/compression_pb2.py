@@ -22,34 +22,71 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.splitmesh/api/compression/v1/compression.proto\x12\x1csplitmesh.api.compression.v1\x1a\x17google/rpc/status.proto\"3\n\x06Recipe\x12\x14\n\x0cquantise_cut\x18\x01 \x01(\x08\x12\x13\n\x0b\x61ttach_exit\x18\x02 \x01(\x08\"l\n\x14\x43ompressModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x34\n\x06recipe\x18\x03 \x01(\x0b\x32$.splitmesh.api.compression.v1.Recipe\"\xbf\x01\n\x0b\x43ompression\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\x12=\n\x05state\x18\x02 \x01(\x0e\x32..splitmesh.api.compression.v1.CompressionState\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x10\n\x08progress\x18\x04 \x01(\x01\x12\x16\n\x0eresult_version\x18\x05 \x01(\r\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\"W\n\x15\x43ompressModelResponse\x12>\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32).splitmesh.api.compression.v1.Compression\"1\n\x17WatchCompressionRequest\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\"Z\n\x18WatchCompressionResponse\x12>\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32).splitmesh.api.compression.v1.Compression\"*\n\x10GetReportRequest\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\"\x99\x02\n\x11GetReportResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x19\n\x11wire_bytes_before\x18\x02 \x01(\x01\x12\x18\n\x10wire_bytes_after\x18\x03 \x01(\x01\x12\x1b\n\x0etail_agreement\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x65xit_agreement\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fholdout_samples\x18\x06 \x01(\r\x12\x13\n\x0b\x66it_samples\x18\x07 \x01(\r\x12\x17\n\x0fhead_size_bytes\x18\x08 \x01(\x04\x12\x17\n\x0ftail_size_bytes\x18\t \x01(\x04\x42\x11\n\x0f_tail_agreementB\x11\n\x0f_exit_agreement*\xb1\x01\n\x10\x43ompressionState\x12!\n\x1d\x43OMPRESSION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OMPRESSION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x43OMPRESSION_STATE_RUNNING\x10\x02\x12\x1f\n\x1b\x43OMPRESSION_STATE_SUCCEEDED\x10\x03\x12\x1c\n\x18\x43OMPRESSION_STATE_FAILED\x10\x04\x32\x82\x03\n\x12\x43ompressionService\x12x\n\rCompressModel\x12\x32.splitmesh.api.compression.v1.CompressModelRequest\x1a\x33.splitmesh.api.compression.v1.CompressModelResponse\x12\x83\x01\n\x10WatchCompression\x12\x35.splitmesh.api.compression.v1.WatchCompressionRequest\x1a\x36.splitmesh.api.compression.v1.WatchCompressionResponse0\x01\x12l\n\tGetReport\x12..splitmesh.api.compression.v1.GetReportRequest\x1a/.splitmesh.api.compression.v1.GetReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.splitmesh/api/compression/v1/compression.proto\x12\x1csplitmesh.api.compression.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x1a\n\tPruneStep\x12\r\n\x05share\x18\x01 \x01(\x01\"+\n\nDistilStep\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x02 \x01(\r\"\n\n\x08\x46p16Step\"\x1e\n\x08Int8Step\x12\x12\n\nper_tensor\x18\x01 \x01(\x08\"\x17\n\tSplitStep\x12\n\n\x02\x61t\x18\x01 \x03(\t\"\x11\n\x0fQuantiseCutStep\"\xa2\x01\n\x0e\x42ottleneckStep\x12>\n\x06method\x18\x01 \x01(\x0e\x32..splitmesh.api.compression.v1.BottleneckMethod\x12\n\n\x02\x61t\x18\x02 \x01(\t\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\r\n\x05rates\x18\x04 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x05 \x01(\r\x12\x13\n\x0brate_weight\x18\x06 \x01(\x01\"B\n\tExitsStep\x12\n\n\x02\x61t\x18\x01 \x03(\t\x12\x14\n\x0c\x66ound_output\x18\x02 \x01(\t\x12\x13\n\x0b\x66ound_score\x18\x03 \x01(\x01\"*\n\x0bLeakageStep\x12\r\n\x05steps\x18\x01 \x01(\r\x12\x0c\n\x04\x63uts\x18\x02 \x01(\r\"\xb1\x04\n\x04Step\x12\x38\n\x05prune\x18\x01 \x01(\x0b\x32\'.splitmesh.api.compression.v1.PruneStepH\x00\x12:\n\x06\x64istil\x18\x02 \x01(\x0b\x32(.splitmesh.api.compression.v1.DistilStepH\x00\x12\x36\n\x04\x66p16\x18\x03 \x01(\x0b\x32&.splitmesh.api.compression.v1.Fp16StepH\x00\x12\x36\n\x04int8\x18\x04 \x01(\x0b\x32&.splitmesh.api.compression.v1.Int8StepH\x00\x12\x38\n\x05split\x18\x05 \x01(\x0b\x32\'.splitmesh.api.compression.v1.SplitStepH\x00\x12\x45\n\x0cquantise_cut\x18\x06 \x01(\x0b\x32-.splitmesh.api.compression.v1.QuantiseCutStepH\x00\x12\x42\n\nbottleneck\x18\x07 \x01(\x0b\x32,.splitmesh.api.compression.v1.BottleneckStepH\x00\x12\x38\n\x05\x65xits\x18\x08 \x01(\x0b\x32\'.splitmesh.api.compression.v1.ExitsStepH\x00\x12<\n\x07leakage\x18\t \x01(\x0b\x32).splitmesh.api.compression.v1.LeakageStepH\x00\x42\x06\n\x04step\"\xa6\x01\n\x06\x42udget\x12\x1d\n\x10max_disagreement\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11max_accuracy_loss\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10max_output_error\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x13\n\x11_max_disagreementB\x14\n\x12_max_accuracy_lossB\x13\n\x11_max_output_error\"\x96\x01\n\x06Recipe\x12\x31\n\x05steps\x18\x01 \x03(\x0b\x32\".splitmesh.api.compression.v1.Step\x12\x34\n\x06\x62udget\x18\x02 \x01(\x0b\x32$.splitmesh.api.compression.v1.Budget\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\x15\n\rholdout_share\x18\x04 \x01(\x01\"\x88\x01\n\x14\x43ompressModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x34\n\x06recipe\x18\x03 \x01(\x0b\x32$.splitmesh.api.compression.v1.Recipe\x12\x1a\n\x12\x63\x61libration_folder\x18\x04 \x01(\t\"\xb4\x02\n\x0b\x43ompression\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\x12=\n\x05state\x18\x02 \x01(\x0e\x32..splitmesh.api.compression.v1.CompressionState\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x10\n\x08progress\x18\x04 \x01(\x01\x12\x16\n\x0eresult_version\x18\x05 \x01(\r\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\r\x12\x0e\n\x06recipe\x18\t \x03(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsteps_done\x18\x0b \x01(\r\"W\n\x15\x43ompressModelResponse\x12>\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32).splitmesh.api.compression.v1.Compression\"O\n\x17ListCompressionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"t\n\x18ListCompressionsResponse\x12?\n\x0c\x63ompressions\x18\x01 \x03(\x0b\x32).splitmesh.api.compression.v1.Compression\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x17WatchCompressionRequest\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\"Z\n\x18WatchCompressionResponse\x12>\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32).splitmesh.api.compression.v1.Compression\"2\n\x18\x43\x61ncelCompressionRequest\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\"[\n\x19\x43\x61ncelCompressionResponse\x12>\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32).splitmesh.api.compression.v1.Compression\"2\n\x18ResumeCompressionRequest\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\"[\n\x19ResumeCompressionResponse\x12>\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32).splitmesh.api.compression.v1.Compression\"=\n\x10GetReportRequest\x12\x16\n\x0e\x63ompression_id\x18\x01 \x01(\t\x12\x11\n\twith_html\x18\x02 \x01(\x08\"G\n\x11GetReportResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x13\n\x0breport_json\x18\x02 \x01(\t\x12\x0c\n\x04html\x18\x03 \x01(\t*w\n\x10\x42ottleneckMethod\x12!\n\x1d\x42OTTLENECK_METHOD_UNSPECIFIED\x10\x00\x12!\n\x1d\x42OTTLENECK_METHOD_CLOSED_FORM\x10\x01\x12\x1d\n\x19\x42OTTLENECK_METHOD_TRAINED\x10\x02*\xf2\x01\n\x10\x43ompressionState\x12!\n\x1d\x43OMPRESSION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OMPRESSION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x43OMPRESSION_STATE_RUNNING\x10\x02\x12\x1f\n\x1b\x43OMPRESSION_STATE_SUCCEEDED\x10\x03\x12\x1c\n\x18\x43OMPRESSION_STATE_FAILED\x10\x04\x12\x1f\n\x1b\x43OMPRESSION_STATE_CANCELLED\x10\x05\x12\x1e\n\x1a\x43OMPRESSION_STATE_REJECTED\x10\x06\x32\x94\x06\n\x12\x43ompressionService\x12x\n\rCompressModel\x12\x32.splitmesh.api.compression.v1.CompressModelRequest\x1a\x33.splitmesh.api.compression.v1.CompressModelResponse\x12\x81\x01\n\x10ListCompressions\x12\x35.splitmesh.api.compression.v1.ListCompressionsRequest\x1a\x36.splitmesh.api.compression.v1.ListCompressionsResponse\x12\x83\x01\n\x10WatchCompression\x12\x35.splitmesh.api.compression.v1.WatchCompressionRequest\x1a\x36.splitmesh.api.compression.v1.WatchCompressionResponse0\x01\x12\x84\x01\n\x11\x43\x61ncelCompression\x12\x36.splitmesh.api.compression.v1.CancelCompressionRequest\x1a\x37.splitmesh.api.compression.v1.CancelCompressionResponse\x12\x84\x01\n\x11ResumeCompression\x12\x36.splitmesh.api.compression.v1.ResumeCompressionRequest\x1a\x37.splitmesh.api.compression.v1.ResumeCompressionResponse\x12l\n\tGetReport\x12..splitmesh.api.compression.v1.GetReportRequest\x1a/.splitmesh.api.compression.v1.GetReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitmesh.api.compression.v1.compression_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPRESSIONSTATE']._serialized_start=1023
-  _globals['_COMPRESSIONSTATE']._serialized_end=1200
-  _globals['_RECIPE']._serialized_start=105
-  _globals['_RECIPE']._serialized_end=156
-  _globals['_COMPRESSMODELREQUEST']._serialized_start=158
-  _globals['_COMPRESSMODELREQUEST']._serialized_end=266
-  _globals['_COMPRESSION']._serialized_start=269
-  _globals['_COMPRESSION']._serialized_end=460
-  _globals['_COMPRESSMODELRESPONSE']._serialized_start=462
-  _globals['_COMPRESSMODELRESPONSE']._serialized_end=549
-  _globals['_WATCHCOMPRESSIONREQUEST']._serialized_start=551
-  _globals['_WATCHCOMPRESSIONREQUEST']._serialized_end=600
-  _globals['_WATCHCOMPRESSIONRESPONSE']._serialized_start=602
-  _globals['_WATCHCOMPRESSIONRESPONSE']._serialized_end=692
-  _globals['_GETREPORTREQUEST']._serialized_start=694
-  _globals['_GETREPORTREQUEST']._serialized_end=736
-  _globals['_GETREPORTRESPONSE']._serialized_start=739
-  _globals['_GETREPORTRESPONSE']._serialized_end=1020
-  _globals['_COMPRESSIONSERVICE']._serialized_start=1203
-  _globals['_COMPRESSIONSERVICE']._serialized_end=1589
+  _globals['_BOTTLENECKMETHOD']._serialized_start=2769
+  _globals['_BOTTLENECKMETHOD']._serialized_end=2888
+  _globals['_COMPRESSIONSTATE']._serialized_start=2891
+  _globals['_COMPRESSIONSTATE']._serialized_end=3133
+  _globals['_PRUNESTEP']._serialized_start=138
+  _globals['_PRUNESTEP']._serialized_end=164
+  _globals['_DISTILSTEP']._serialized_start=166
+  _globals['_DISTILSTEP']._serialized_end=209
+  _globals['_FP16STEP']._serialized_start=211
+  _globals['_FP16STEP']._serialized_end=221
+  _globals['_INT8STEP']._serialized_start=223
+  _globals['_INT8STEP']._serialized_end=253
+  _globals['_SPLITSTEP']._serialized_start=255
+  _globals['_SPLITSTEP']._serialized_end=278
+  _globals['_QUANTISECUTSTEP']._serialized_start=280
+  _globals['_QUANTISECUTSTEP']._serialized_end=297
+  _globals['_BOTTLENECKSTEP']._serialized_start=300
+  _globals['_BOTTLENECKSTEP']._serialized_end=462
+  _globals['_EXITSSTEP']._serialized_start=464
+  _globals['_EXITSSTEP']._serialized_end=530
+  _globals['_LEAKAGESTEP']._serialized_start=532
+  _globals['_LEAKAGESTEP']._serialized_end=574
+  _globals['_STEP']._serialized_start=577
+  _globals['_STEP']._serialized_end=1138
+  _globals['_BUDGET']._serialized_start=1141
+  _globals['_BUDGET']._serialized_end=1307
+  _globals['_RECIPE']._serialized_start=1310
+  _globals['_RECIPE']._serialized_end=1460
+  _globals['_COMPRESSMODELREQUEST']._serialized_start=1463
+  _globals['_COMPRESSMODELREQUEST']._serialized_end=1599
+  _globals['_COMPRESSION']._serialized_start=1602
+  _globals['_COMPRESSION']._serialized_end=1910
+  _globals['_COMPRESSMODELRESPONSE']._serialized_start=1912
+  _globals['_COMPRESSMODELRESPONSE']._serialized_end=1999
+  _globals['_LISTCOMPRESSIONSREQUEST']._serialized_start=2001
+  _globals['_LISTCOMPRESSIONSREQUEST']._serialized_end=2080
+  _globals['_LISTCOMPRESSIONSRESPONSE']._serialized_start=2082
+  _globals['_LISTCOMPRESSIONSRESPONSE']._serialized_end=2198
+  _globals['_WATCHCOMPRESSIONREQUEST']._serialized_start=2200
+  _globals['_WATCHCOMPRESSIONREQUEST']._serialized_end=2249
+  _globals['_WATCHCOMPRESSIONRESPONSE']._serialized_start=2251
+  _globals['_WATCHCOMPRESSIONRESPONSE']._serialized_end=2341
+  _globals['_CANCELCOMPRESSIONREQUEST']._serialized_start=2343
+  _globals['_CANCELCOMPRESSIONREQUEST']._serialized_end=2393
+  _globals['_CANCELCOMPRESSIONRESPONSE']._serialized_start=2395
+  _globals['_CANCELCOMPRESSIONRESPONSE']._serialized_end=2486
+  _globals['_RESUMECOMPRESSIONREQUEST']._serialized_start=2488
+  _globals['_RESUMECOMPRESSIONREQUEST']._serialized_end=2538
+  _globals['_RESUMECOMPRESSIONRESPONSE']._serialized_start=2540
+  _globals['_RESUMECOMPRESSIONRESPONSE']._serialized_end=2631
+  _globals['_GETREPORTREQUEST']._serialized_start=2633
+  _globals['_GETREPORTREQUEST']._serialized_end=2694
+  _globals['_GETREPORTRESPONSE']._serialized_start=2696
+  _globals['_GETREPORTRESPONSE']._serialized_end=2767
+  _globals['_COMPRESSIONSERVICE']._serialized_start=3136
+  _globals['_COMPRESSIONSERVICE']._serialized_end=3924
 # @@protoc_insertion_point(module_scope)

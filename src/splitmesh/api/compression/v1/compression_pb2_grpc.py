@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class CompressionServiceStub:
-    """Applies recipes to split versions.
+    """Applies recipes to versions. A compression is a resource: it goes on when its caller is gone, survives a restart of the
+    service, can be followed, cancelled and resumed, and leaves a report also when its result was not good enough.
     """
 
     def __init__(self, channel):
@@ -40,10 +41,25 @@ class CompressionServiceStub:
                 request_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CompressModelRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CompressModelResponse.FromString,
                 _registered_method=True)
+        self.ListCompressions = channel.unary_unary(
+                '/splitmesh.api.compression.v1.CompressionService/ListCompressions',
+                request_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ListCompressionsRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ListCompressionsResponse.FromString,
+                _registered_method=True)
         self.WatchCompression = channel.unary_stream(
                 '/splitmesh.api.compression.v1.CompressionService/WatchCompression',
                 request_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.WatchCompressionRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.WatchCompressionResponse.FromString,
+                _registered_method=True)
+        self.CancelCompression = channel.unary_unary(
+                '/splitmesh.api.compression.v1.CompressionService/CancelCompression',
+                request_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CancelCompressionRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CancelCompressionResponse.FromString,
+                _registered_method=True)
+        self.ResumeCompression = channel.unary_unary(
+                '/splitmesh.api.compression.v1.CompressionService/ResumeCompression',
+                request_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ResumeCompressionRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ResumeCompressionResponse.FromString,
                 _registered_method=True)
         self.GetReport = channel.unary_unary(
                 '/splitmesh.api.compression.v1.CompressionService/GetReport',
@@ -53,12 +69,21 @@ class CompressionServiceStub:
 
 
 class CompressionServiceServicer:
-    """Applies recipes to split versions.
+    """Applies recipes to versions. A compression is a resource: it goes on when its caller is gone, survives a restart of the
+    service, can be followed, cancelled and resumed, and leaves a report also when its result was not good enough.
     """
 
     def CompressModel(self, request, context):
-        """Starts a recipe on a split version that has calibration pictures. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-        MODEL_INCOMPLETE (not split, or no calibration), QUEUE_FULL.
+        """Starts a recipe on a version, or joins the one that does the same work already. Errors: FIELD_INVALID,
+        MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_INCOMPLETE (what the recipe needs is not there), EXTRA_MISSING (a step
+        needs torch), QUEUE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCompressions(self, request, context):
+        """Compressions known to this service, newest first. Errors: FIELD_INVALID (page token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,8 +96,25 @@ class CompressionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelCompression(self, request, context):
+        """Stops a compression; steps that are done stay done. One that has ended is left as it is. Errors:
+        COMPRESSION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeCompression(self, request, context):
+        """Goes on with a compression that failed or was cancelled, behind its last finished step. One that runs or succeeded is
+        left as it is. Errors: COMPRESSION_NOT_FOUND, QUEUE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReport(self, request, context):
-        """The report of a finished compression. Errors: COMPRESSION_NOT_FOUND, NOT_READY.
+        """The report of a compression that succeeded or was rejected. Errors: COMPRESSION_NOT_FOUND, NOT_READY, and the
+        compression's own error when it failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,10 +128,25 @@ def add_CompressionServiceServicer_to_server(servicer, server):
                     request_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CompressModelRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CompressModelResponse.SerializeToString,
             ),
+            'ListCompressions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCompressions,
+                    request_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ListCompressionsRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ListCompressionsResponse.SerializeToString,
+            ),
             'WatchCompression': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCompression,
                     request_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.WatchCompressionRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.WatchCompressionResponse.SerializeToString,
+            ),
+            'CancelCompression': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelCompression,
+                    request_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CancelCompressionRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CancelCompressionResponse.SerializeToString,
+            ),
+            'ResumeCompression': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeCompression,
+                    request_deserializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ResumeCompressionRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ResumeCompressionResponse.SerializeToString,
             ),
             'GetReport': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReport,
@@ -105,7 +162,8 @@ def add_CompressionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CompressionService:
-    """Applies recipes to split versions.
+    """Applies recipes to versions. A compression is a resource: it goes on when its caller is gone, survives a restart of the
+    service, can be followed, cancelled and resumed, and leaves a report also when its result was not good enough.
     """
 
     @staticmethod
@@ -136,6 +194,33 @@ class CompressionService:
             _registered_method=True)
 
     @staticmethod
+    def ListCompressions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.compression.v1.CompressionService/ListCompressions',
+            splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ListCompressionsRequest.SerializeToString,
+            splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ListCompressionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchCompression(request,
             target,
             options=(),
@@ -152,6 +237,60 @@ class CompressionService:
             '/splitmesh.api.compression.v1.CompressionService/WatchCompression',
             splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.WatchCompressionRequest.SerializeToString,
             splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.WatchCompressionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelCompression(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.compression.v1.CompressionService/CancelCompression',
+            splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CancelCompressionRequest.SerializeToString,
+            splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.CancelCompressionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeCompression(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.compression.v1.CompressionService/ResumeCompression',
+            splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ResumeCompressionRequest.SerializeToString,
+            splitmesh_dot_api_dot_compression_dot_v1_dot_compression__pb2.ResumeCompressionResponse.FromString,
             options,
             channel_credentials,
             insecure,

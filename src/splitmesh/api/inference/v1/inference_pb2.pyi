@@ -212,6 +212,8 @@ class InferResponse(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     EXIT_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """The request's number."""
     answered_by: Global___AnsweredBy.ValueType
@@ -230,6 +232,10 @@ class InferResponse(_message.Message):
     """The frame's trace."""
     exit_confidence: _builtins.float
     """The exit's confidence, 0..1."""
+    rate: _builtins.int
+    """Rate at which the cut was coded for the tail, 0: the best; unset when nothing crossed or the version has no rates."""
+    exit: _builtins.int
+    """Which exit answered, counted from the input, 0: the first; unset when no exit did."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
         """Classes by descending score; all of them for a classifier of at most 1,000 classes, else the first 1,000."""
@@ -261,12 +267,21 @@ class InferResponse(_message.Message):
         trace_id: _builtins.str = ...,
         outputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         exit_confidence: _builtins.float = ...,
+        rate: _builtins.int | None = ...,
+        exit: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit", b"_exit", "_rate", b"_rate", "exit", b"exit", "rate", b"rate", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_by", b"answered_by", "cut", b"cut", "exit_confidence", b"exit_confidence", "fallback_reason", b"fallback_reason", "frame_id", b"frame_id", "labels", b"labels", "model", b"model", "outputs", b"outputs", "timings", b"timings", "trace_id", b"trace_id", "uplink_bytes", b"uplink_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit", b"_exit", "_rate", b"_rate", "answered_by", b"answered_by", "cut", b"cut", "exit", b"exit", "exit_confidence", b"exit_confidence", "fallback_reason", b"fallback_reason", "frame_id", b"frame_id", "labels", b"labels", "model", b"model", "outputs", b"outputs", "rate", b"rate", "timings", b"timings", "trace_id", b"trace_id", "uplink_bytes", b"uplink_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__exit: _TypeAlias = _typing.Literal["exit"]  # noqa: Y015
+    _WhichOneofArgType__exit: _TypeAlias = _typing.Literal["_exit", b"_exit"]  # noqa: Y015
+    _WhichOneofReturnType__rate: _TypeAlias = _typing.Literal["rate"]  # noqa: Y015
+    _WhichOneofArgType__rate: _TypeAlias = _typing.Literal["_rate", b"_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit) -> _WhichOneofReturnType__exit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
 
 Global___InferResponse: _TypeAlias = InferResponse  # noqa: Y015
 

@@ -79,9 +79,14 @@ class _CodecEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Codec.ValueType
     """Bytes as they are."""
     CODEC_ZSTD: _Codec.ValueType  # 2
     """One Zstandard frame that declares its content size."""
+    CODEC_RANGE: _Codec.ValueType  # 3
+    """Range coded with the tables of the model version whose cut crosses, at the rate that the payload names. Lossless at
+    the full rate; a lower one drops channels or steps of the 8-bit code, as the version states. One byte rate, four bytes
+    CRC-32C, then the coded symbols.
+    """
 
 class Codec(_Codec, metaclass=_CodecEnumTypeWrapper):
-    """Lossless packing of a frame's bytes. Quantisation is part of the graphs, not of the codec."""
+    """How a frame's bytes are packed. Quantisation is part of the graphs, not of the codec."""
 
 CODEC_UNSPECIFIED: Codec.ValueType  # 0
 """Not set; refused with CODEC_UNSUPPORTED."""
@@ -89,6 +94,11 @@ CODEC_IDENTITY: Codec.ValueType  # 1
 """Bytes as they are."""
 CODEC_ZSTD: Codec.ValueType  # 2
 """One Zstandard frame that declares its content size."""
+CODEC_RANGE: Codec.ValueType  # 3
+"""Range coded with the tables of the model version whose cut crosses, at the rate that the payload names. Lossless at
+the full rate; a lower one drops channels or steps of the 8-bit code, as the version states. One byte rate, four bytes
+CRC-32C, then the coded symbols.
+"""
 Global___Codec: _TypeAlias = Codec  # noqa: Y015
 
 @_typing.final

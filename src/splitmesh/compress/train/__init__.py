@@ -1,0 +1,1 @@
+"""The steps that train: everything here needs torch (``pip install splitmesh[train]``) and is imported when it is used."""
