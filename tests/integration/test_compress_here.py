@@ -125,6 +125,10 @@ def test_a_second_call_goes_on_behind_the_finished_steps(files: Files, tmp_path:
     assert [step["step"] for step in fresh["steps"]] == [step["step"] for step in first["steps"]]
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_the_child_and_keeps_what_is_finished(files: Files, tmp_path: Path) -> None:
     work = tmp_path / "work"
     command = [*files.model(), *STEPS, "--work", work, "--out", tmp_path / "out"]
@@ -133,6 +137,8 @@ def test_ctrl_c_ends_the_child_and_keeps_what_is_finished(files: Files, tmp_path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests may run where a shell has made its background jobs deaf to Ctrl-C, and children inherit that.
+        preexec_fn=_hear_ctrl_c,
     )
     until = time.monotonic() + 60
     while not (work / "step_1").is_dir() and time.monotonic() < until and process.poll() is None:
