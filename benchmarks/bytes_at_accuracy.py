@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from benchmarks.harness import Result, arguments, publish
 from benchmarks.trained import NETS, Part, Trained, available, net
@@ -291,14 +291,14 @@ def _rendered(quick: bool) -> Trained:
 class _Tell:
     """One bar for several pieces of work."""
 
-    def __init__(self, progress: Progress, task: int) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def part(self, begin: float, end: float) -> _Part:
         return _Part(self, begin, end)
 
     def at(self, share: float) -> None:
-        self._progress.update(self._task, completed=share)  # type: ignore[arg-type]
+        self._progress.update(self._task, completed=share)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from splitmesh.compress.work import Work
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.hop_codec import hop_codec
 from splitmesh.model.manifest import Hop
 from splitmesh.model.verify import run_chain
 from splitmesh.runtime import Session, open_session
 from splitmesh.tensor.codecs import codec_named
-from splitmesh.tensor.entropy import RangeCodec, Tables
+from splitmesh.tensor.entropy import RangeCodec
 from splitmesh.tensor.framing import Frame, pack, unpack
 from splitmesh.tensor.spec import Array, TensorLimits, as_bytes
 
@@ -114,6 +115,4 @@ def exit_answers(rows: Sequence[Array]) -> NDArray[np.int64]:
 
 
 def _codec(hop: Hop, artifacts: Mapping[str, bytes]) -> RangeCodec | None:
-    if hop.coding is None:
-        return None
-    return RangeCodec(Tables.from_bytes(artifacts[hop.coding.artifact]), [info.spec() for info in hop.wire])
+    return None if hop.coding is None else hop_codec(hop, hop.coding, artifacts[hop.coding.artifact])

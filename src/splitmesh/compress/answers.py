@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from splitmesh.compress.tally import classes
 from splitmesh.compress.work import BATCH, Context, Rows
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.classes import as_probabilities
@@ -125,7 +126,7 @@ class Answers:
         self._outputs = outputs
         self._labels = labels
         self._original = original
-        self._classes = _classes(outputs[original.theirs]) if original.theirs else None
+        self._classes = classes(outputs[original.theirs]) if original.theirs else None
         empty = np.zeros(0)
         self._margins = empty if self._classes is None else _margins(outputs[original.theirs], self._classes)
 
@@ -157,7 +158,7 @@ class Answers:
             into.error.add({name: array[rows] for name, array in self._outputs.items()}, given)
             into.samples += len(self.rows[rows])
             if self._classes is not None:
-                named = _classes(given[self._original.theirs])
+                named = classes(given[self._original.theirs])
                 mine = _margins(given[self._original.theirs], self._classes[rows])
                 into.margins.append(self._margins[rows])
                 into.moved.append(mine - self._margins[rows])
@@ -167,16 +168,11 @@ class Answers:
                     into.right = (into.right or 0) + int((named == labels)[labels >= 0].sum())
 
 
-def _classes(scores: Array) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = as_probabilities(scores).argmax(axis=1)
-    return found
-
-
-def _margins(scores: Array, classes: NDArray[np.int64]) -> Floats:
+def _margins(scores: Array, of: NDArray[np.int64]) -> Floats:
     """``[n]``: by how much the logarithm of this class's probability is above the best other one's."""
     logs = np.log(np.maximum(as_probabilities(scores), SMALLEST))
     rows = np.arange(len(logs))
-    own = logs[rows, classes]
-    logs[rows, classes] = -np.inf
+    own = logs[rows, of]
+    logs[rows, of] = -np.inf
     found: Floats = own - logs.max(axis=1)
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Literal
 
 import numpy as np
 
@@ -63,6 +64,8 @@ MIXED_STEPS = (1, 4, 16)
 
 SILENT = 1e-3
 """Share of places off the zero point up to which a channel says nothing."""
+
+Method = Literal["closed-form", "trained"]
 
 FLOATS = ("float32", "float16", "float64")
 
@@ -119,7 +122,7 @@ def apply(work: Work, step: Bottleneck, context: Context) -> Work:
     return _closed_form(work, halves, step, context)
 
 
-def insert(work: Work, halves: Halves, coder: Coder, method: str, context: Context) -> Work:
+def insert(work: Work, halves: Halves, coder: Coder, method: Method, context: Context) -> Work:
     """The version cut there with this bottleneck; not entropy coded yet."""
     tensor = halves.spec.name
     head, tail, rule = insert_bottleneck(
@@ -140,7 +143,7 @@ def insert(work: Work, halves: Halves, coder: Coder, method: str, context: Conte
         cut=(cut,),
         wire=(wire,),
         quantisation=(rule,),
-        bottleneck=BottleneckInfo(method=method, tensor=tensor, channels=coder.channels),  # type: ignore[arg-type]
+        bottleneck=BottleneckInfo(method=method, tensor=tensor, channels=coder.channels),
         head=SegmentInfo(artifact=HEAD, inputs=old.whole.inputs, outputs=(wire,)),
         tail=SegmentInfo(artifact=TAIL, inputs=(wire,), outputs=old.whole.outputs),
         verification=verification,

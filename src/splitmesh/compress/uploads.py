@@ -29,7 +29,7 @@ CODECS = (
     PictureCodec("png", "PNG", None, optimise=True),
 )
 
-MAX_PICTURES = 300
+MAX_PICTURES = 1000
 """Pictures of the hold-out that uploads are measured on; taken evenly from it."""
 MAX_FULL_SIZE = 200
 """The same for whole pictures, which take longer to code."""

@@ -14,10 +14,11 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from splitmesh.compress.recipe import Budget
+from splitmesh.compress.tally import classes
 from splitmesh.compress.work import BATCH, Context, Rows, Samples
 from splitmesh.errors import MeshError, Reason
-from splitmesh.model.classes import as_probabilities
 from splitmesh.model.graph import Graph
+from splitmesh.model.output_error import OutputError
 from splitmesh.model.verify import MAX_RUN_S
 from splitmesh.runtime import open_session
 from splitmesh.runtime.timing import time_piece
@@ -35,8 +36,6 @@ GROUP_BYTES = 128 << 20
 TOLERABLE_DISAGREEMENT = 0.01
 TOLERABLE_ERROR = 0.05
 """Beyond this a step tries what is known to help, where the budget names no limit."""
-
-_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +85,10 @@ def likeness(wanted: Mapping[str, Array], got: Mapping[str, Array], class_output
     """Of two models' answers to the same rows; ``class_output``: empty without classes."""
     agreement = None
     if class_output:
-        first, second = (as_probabilities(side[class_output]).argmax(axis=1) for side in (wanted, got))
-        agreement = float((first == second).mean())
-    floats = [name for name, array in wanted.items() if array.dtype.kind == "f"]
-    gap = sum(float(np.square(wanted[name].astype(np.float64) - got[name].astype(np.float64)).sum()) for name in floats)
-    size = sum(float(np.square(wanted[name].astype(np.float64)).sum()) for name in floats)
-    error = float(np.sqrt(gap / max(size, _SMALLEST)))
-    return Likeness(len(next(iter(wanted.values()))), agreement, error if np.isfinite(error) else float("inf"))
+        agreement = float((classes(wanted[class_output]) == classes(got[class_output])).mean())
+    error = OutputError()
+    error.add({name: array for name, array in wanted.items() if array.dtype.kind == "f"}, got)
+    return Likeness(len(next(iter(wanted.values()))), agreement, error.relative())
 
 
 def compared(old: bytes, new: bytes, samples: Samples, rows: Rows, class_output: str, *, threads: int = 1) -> Likeness:
