@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +35,7 @@ from splitmesh.compress.train.bottleneck_network import (
     rounded,
 )
 from splitmesh.compress.train.bottleneck_teacher import Teacher
+from splitmesh.compress.train.threads import torch_threads
 from splitmesh.compress.work import Context
 
 CHANNELS = 8
@@ -87,7 +87,7 @@ def train_codes(head: bytes, tail: bytes, tensor: str, step: Bottleneck, context
     then the features alone are taught, and prices are still chosen by the tail's answers. MeshError CUT_INVALID for
     another cut than one float32 tensor of rank 2 to 4.
     """
-    with _threads(context.threads):
+    with torch_threads(context.threads):
         lesson = gather(head, tensor, context)
         codec = _untrained(lesson, step, context.samples.seed)
         teacher = Teacher(tail, tensor, lesson, context)
@@ -173,13 +173,3 @@ def _key(head: bytes, tail: bytes, tensor: str, step: Bottleneck, context: Conte
     for part in (head, tail, context.original, samples.fit.tobytes(), samples.validation.tobytes()):
         found.update(hashlib.sha256(part).digest())
     return found.hexdigest()
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -16,8 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from splitmesh.compress.recipe import Distil
 from splitmesh.compress.recut import as_whole
 from splitmesh.compress.train.export import export_module
 from splitmesh.compress.train.students import Student
+from splitmesh.compress.train.threads import torch_threads
 from splitmesh.compress.whole_model import compared, latency_figures, outputs, size_figures, usable
 from splitmesh.compress.work import Context, Rows, Work
 from splitmesh.errors import MeshError, Reason
@@ -67,7 +67,7 @@ def apply(work: Work, step: Distil, context: Context) -> Work:
     output ``[batch, classes]``.
     """
     task = _task(work.manifest, work.whole(), context)
-    with _threads(context.threads):
+    with torch_threads(context.threads):
         student = _taught(task, step, work.whole(), context)
         size = task.height, task.width
         shape = (task.batch, *size, task.channels) if task.channels_last else (task.batch, task.channels, *size)
@@ -316,13 +316,3 @@ def _read(context: Context, settings: str, student: Student, optimiser: torch.op
         optimiser.load_state_dict({**optimiser.state_dict(), "state": {}})
         context.remark("the checkpoint of an earlier attempt could not be read: training began anew")
         return None
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from splitmesh.compress.train.decoder import Decoder
+from splitmesh.compress.train.threads import torch_threads
 from splitmesh.model.picture_metrics import K1, K2, psnr_db, ssim, window
 
 BATCH = 8
@@ -289,11 +290,6 @@ def _endless(rng: np.random.Generator, rows: Rows) -> Iterator[Rows]:
 @contextmanager
 def _torch(seed: int, threads: int) -> Iterator[None]:
     """Torch's global state as this training wants it, and as it was afterwards."""
-    before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch_threads(threads):
         torch.manual_seed(seed)
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield
