@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +19,17 @@ from opentelemetry.trace import Span as OtelSpan
 from edge.head.active import ActiveModel
 from edge.head.config import HeadSettings
 from edge.head.follow import Models
-from edge.head.perceive import Perceived, check_request, perceive
+from edge.head.frame import FrameAnswer, FrameRequest, StageTimes
+from edge.head.perceive import Perceived, perceive
 from edge.head.report import Outcomes
 from edge.head.ways import Ways
-from splitmesh.api.inference.v1 import inference_pb2 as pb
+from splitmesh.client.answers import AnsweredBy
 from splitmesh.client.segment import SegmentLink, SegmentResult
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.signals import Attr, Span
 from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_id_of, traceparent_of
-from splitmesh.kernel.tensors import tensor_to_message
 from splitmesh.model.classes import as_probabilities
-from splitmesh.model.finding import FINDINGS, SOMETHING, something_found
+from splitmesh.model.finding import SOMETHING, something_found
 from splitmesh.model.gate import confidence
 from splitmesh.tensor import TensorLimits
 from splitmesh.tensor.spec import Array
@@ -39,20 +38,13 @@ log = logging.getLogger(__name__)
 
 MAX_DEADLINE_MS = 600_000
 SHADOW_DEADLINE_S = 2.0
-MAX_LABELS = 1000
-_NAMES = {
-    pb.ANSWERED_BY_EDGE_EXIT: "EDGE_EXIT",
-    pb.ANSWERED_BY_CLOUD_TAIL: "CLOUD_TAIL",
-    pb.ANSWERED_BY_EDGE_FALLBACK: "EDGE_FALLBACK",
-    pb.ANSWERED_BY_EDGE_WHOLE: "EDGE_WHOLE",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """What stays the same on a frame's way."""
 
-    request: pb.InferRequest
+    request: FrameRequest
     ways: Ways
     active: ActiveModel
     span: OtelSpan
@@ -84,7 +76,7 @@ class Answerer:
         await asyncio.gather(*self._shadows, return_exceptions=True)
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, request: pb.InferRequest) -> pb.InferResponse:
+    async def answer(self, request: FrameRequest) -> FrameAnswer:
         """The frame's answer.
 
         Raises MeshError for a bad frame, QUEUE_FULL when too many are in progress, DEADLINE_EXPIRED, and, for a version
@@ -97,7 +89,7 @@ class Answerer:
             Attr.NODE: self._settings.node,
         }
         with self._telemetry.span(Span.HEAD_FRAME, traceparent=request.traceparent, attributes=attributes) as span:
-            span.set_attribute(Attr.INPUT_BYTES, check_request(request, self._settings.max_frame_bytes))
+            span.set_attribute(Attr.INPUT_BYTES, request.check(self._settings.max_frame_bytes))
             if self._in_progress >= self._settings.max_frames:
                 raise MeshError(
                     Reason.QUEUE_FULL, f"{self._in_progress} frames are in progress already", retry_after_s=0.1
@@ -117,41 +109,43 @@ class Answerer:
                 self._in_progress -= 1
 
     async def _answer(
-        self, request: pb.InferRequest, ways: Ways, active: ActiveModel, span: OtelSpan, arrived_ns: int
-    ) -> pb.InferResponse:
+        self, request: FrameRequest, ways: Ways, active: ActiveModel, span: OtelSpan, arrived_ns: int
+    ) -> FrameAnswer:
         deadline_ms = min(request.deadline_ms or self._settings.default_deadline_ms, MAX_DEADLINE_MS)
         loop = asyncio.get_running_loop()
         frame = _Frame(request, ways, active, span, arrived_ns, loop.time() + deadline_ms / 1000)
         try:
             async with asyncio.timeout_at(frame.expires):
-                seen = await loop.run_in_executor(self._workers, self._perceive, active, request)
+                escalate = request.outputs_needed and not _exit_gives_outputs(active)
+                seen = await loop.run_in_executor(
+                    self._workers, partial(self._perceive, active, request, escalate=escalate)
+                )
         except TimeoutError as error:
             raise MeshError(Reason.DEADLINE_EXPIRED, f"the head did not get to it in {deadline_ms} ms") from error
         self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=span)
-        response = pb.InferResponse(
+        answer = FrameAnswer(
             frame_id=request.frame_id,
-            model=active.info.model,
-            version=active.info.version,
+            active=active,
             trace_id=trace_id_of(span),
-            timings=pb.Timings(
+            times=StageTimes(
                 queue_ms=(seen.started_ns - arrived_ns) / 1e6,
                 decode_ms=(seen.decoded_ns - seen.started_ns) / 1e6,
                 head_ms=(seen.ended_ns - seen.decoded_ns) / 1e6,
             ),
         )
-        ways.saw_head(active, response.timings.head_ms)
-        await self._decide(frame, seen, response)
+        ways.saw_head(active, answer.times.head_ms)
+        await self._decide(frame, seen, answer)
         crossing_bytes = 0 if seen.packed is None else len(seen.packed.payload)
-        ways.saw_end(active, uplink_bytes=crossing_bytes, tail_ms=response.timings.tail_ms)
+        ways.saw_end(active, uplink_bytes=crossing_bytes, tail_ms=answer.times.tail_ms)
         if (other := ways.shadow_due()) is not None:
             task = asyncio.create_task(self._shadow(request, other))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
-        response.timings.total_ms = (time.time_ns() - arrived_ns) / 1e6
-        span.set_attribute(Attr.ANSWERED_BY, _NAMES[response.answered_by])
-        return response
+        answer.times.total_ms = (time.time_ns() - arrived_ns) / 1e6
+        span.set_attribute(Attr.ANSWERED_BY, answer.answered_by.value)
+        return answer
 
-    def _perceive(self, active: ActiveModel, request: pb.InferRequest, *, escalate: bool = False) -> Perceived:
+    def _perceive(self, active: ActiveModel, request: FrameRequest, *, escalate: bool = False) -> Perceived:
         settings = self._settings
         return perceive(
             active,
@@ -162,7 +156,7 @@ class Answerer:
             escalate=escalate,
         )
 
-    async def _shadow(self, request: pb.InferRequest, other: ActiveModel) -> None:
+    async def _shadow(self, request: FrameRequest, other: ActiveModel) -> None:
         """Send a frame that is answered already the other way, to learn what the link is like; nobody sees the answer."""
         with other.use():
             try:
@@ -174,57 +168,54 @@ class Answerer:
             except MeshError as error:
                 log.debug("a shadow frame got no answer: %s", error)
 
-    async def _decide(self, frame: _Frame, seen: Perceived, response: pb.InferResponse) -> None:
+    async def _decide(self, frame: _Frame, seen: Perceived, answer: FrameAnswer) -> None:
         """Fill in the answer: from the whole model, the exit, the tail, or the exit as fallback."""
         manifest, link = frame.active.manifest, frame.active.link
         exit_row = seen.exit_row
         attributes: dict[Attr, AttrValue] = {}
         if exit_row is not None:
-            response.exit_confidence = float(np.nan_to_num(confidence(exit_row)[0]))
+            answer.exit_confidence = float(np.nan_to_num(confidence(exit_row)[0]))
             attributes = {
                 Attr.EXIT: seen.exit,
-                Attr.EXIT_CONFIDENCE: response.exit_confidence,
+                Attr.EXIT_CONFIDENCE: answer.exit_confidence,
                 Attr.THRESHOLD: frame.active.gate.threshold,
             }
         self._telemetry.record(
             Span.HEAD_SEGMENT, seen.decoded_ns, seen.ended_ns, parent=frame.span, attributes=attributes
         )
         if manifest.split is None or link is None:
-            _fill(response, frame.active, seen.outputs)
-            response.answered_by = pb.ANSWERED_BY_EDGE_WHOLE
+            _fill(answer, frame.active, seen.outputs)
+            answer.answered_by = AnsweredBy.EDGE_WHOLE
             self._outcomes.edge_whole(frame.active.info)
             return
-        response.cut.extend(tensor.name for tensor in manifest.split.cut)
+        answer.cut = tuple(tensor.name for tensor in manifest.split.cut)
         if exit_row is not None and seen.packed is None:
-            _fill_from_exit(response, frame.active, seen)
-            response.answered_by = pb.ANSWERED_BY_EDGE_EXIT
+            _fill_from_exit(answer, seen)
+            answer.answered_by = AnsweredBy.EDGE_EXIT
             self._outcomes.edge_exit(frame.active.info)
             return
         try:
-            result = await self._escalate(frame, link, seen, response)
-            _fill(response, frame.active, result.outputs)
+            result = await self._escalate(frame, link, seen, answer)
+            _fill(answer, frame.active, result.outputs)
             # Only now: an answer that cannot be used crossed for nothing.
-            response.uplink_bytes = 0 if seen.packed is None else len(seen.packed.payload)
-            if seen.rate is not None:
-                response.rate = seen.rate
+            answer.uplink_bytes = 0 if seen.packed is None else len(seen.packed.payload)
+            answer.rate = seen.rate
         except MeshError as error:
-            if await self._answer_whole(frame, response, error.reason, exit_follows=exit_row is not None):
+            if await self._answer_whole(frame, answer, error.reason, exit_follows=exit_row is not None):
                 return
-            if exit_row is None:
+            if exit_row is None or (frame.request.outputs_needed and not _exit_gives_outputs(frame.active)):
                 raise
-            _fill_from_exit(response, frame.active, seen)
-            response.answered_by = pb.ANSWERED_BY_EDGE_FALLBACK
-            response.fallback_reason = error.reason.value
+            _fill_from_exit(answer, seen)
+            answer.answered_by = AnsweredBy.EDGE_FALLBACK
+            answer.fallback_reason = error.reason
             frame.span.set_attribute(Attr.FALLBACK_REASON, error.reason.value)
             self._outcomes.fallback(frame.active.info, error.reason)
             return
-        response.answered_by = pb.ANSWERED_BY_CLOUD_TAIL
-        disagreed = exit_row is not None and _disagrees(response, frame.active, result.outputs, _best(exit_row))
+        answer.answered_by = AnsweredBy.CLOUD_TAIL
+        disagreed = exit_row is not None and _disagrees(answer, result.outputs, _best(exit_row))
         self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
 
-    async def _answer_whole(
-        self, frame: _Frame, response: pb.InferResponse, reason: Reason, *, exit_follows: bool
-    ) -> bool:
+    async def _answer_whole(self, frame: _Frame, answer: FrameAnswer, reason: Reason, *, exit_follows: bool) -> bool:
         """Answer here with the whole model, where it is one of the ways and there is time left; whether that was so."""
         other = frame.ways.whole()
         if other is None:
@@ -236,25 +227,23 @@ class Answerer:
                     seen = await asyncio.get_running_loop().run_in_executor(
                         self._workers, self._perceive, other, frame.request
                     )
-                _fill(response, other, seen.outputs)
+                _fill(answer, other, seen.outputs)
             except (MeshError, TimeoutError) as error:
                 log.warning("the whole model could not answer instead of the tail: %s", error)
                 return False
-        response.timings.head_ms += (seen.ended_ns - seen.decoded_ns) / 1e6
-        response.version = other.info.version
-        response.answered_by = pb.ANSWERED_BY_EDGE_WHOLE
-        response.fallback_reason = reason.value
-        del response.cut[:]
+        answer.active = other
+        answer.times.head_ms += (seen.ended_ns - seen.decoded_ns) / 1e6
+        answer.answered_by = AnsweredBy.EDGE_WHOLE
+        answer.fallback_reason = reason
+        answer.cut = ()
         frame.span.set_attribute(Attr.FALLBACK_REASON, reason.value)
         self._outcomes.edge_whole(other.info)
         return True
 
-    async def _escalate(
-        self, frame: _Frame, link: SegmentLink, seen: Perceived, response: pb.InferResponse
-    ) -> SegmentResult:
+    async def _escalate(self, frame: _Frame, link: SegmentLink, seen: Perceived, answer: FrameAnswer) -> SegmentResult:
         if seen.packed is None:
             raise AssertionError("a frame escalates only when it was packed")
-        response.timings.encode_ms = (seen.packed_ns - seen.ended_ns) / 1e6
+        answer.times.encode_ms = (seen.packed_ns - seen.ended_ns) / 1e6
         with self._telemetry.span(Span.HEAD_ESCALATE, parent=frame.span) as span:
             left_s = self._left_s(frame)
             if left_s <= 0:
@@ -263,9 +252,9 @@ class Answerer:
             if seen.rate is not None:
                 span.set_attribute(Attr.RATE, seen.rate)
             span.set_attribute(Attr.UPLINK_BYTES, len(seen.packed.payload))
-        response.timings.tail_queue_ms = result.later_queue_ms
-        response.timings.tail_ms = result.later_compute_ms
-        response.timings.link_ms = result.links_ms
+        answer.times.tail_queue_ms = result.later_queue_ms
+        answer.times.tail_ms = result.later_compute_ms
+        answer.times.link_ms = result.links_ms
         return result
 
     def _left_s(self, frame: _Frame) -> float:
@@ -279,37 +268,42 @@ def _best(exit_row: Array) -> int:
     return int(np.argmax(exit_row[0]))
 
 
-def _disagrees(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Array], at_exit: int) -> bool:
+def _disagrees(answer: FrameAnswer, outputs: dict[str, Array], at_exit: int) -> bool:
     """Whether the exit would have said something else than the tail."""
-    finding = active.manifest.exit.finding if active.manifest.exit is not None else None
+    manifest = answer.active.manifest
+    finding = manifest.exit.finding if manifest.exit is not None else None
     if finding is not None:
         return something_found(outputs[finding.output], finding.min_score) != (at_exit == SOMETHING)
-    return bool(response.labels) and response.labels[0].index != at_exit
+    return answer.row is not None and int(np.argmax(answer.row)) != at_exit
 
 
-def _fill_from_exit(response: pb.InferResponse, active: ActiveModel, seen: Perceived) -> None:
+def _exit_gives_outputs(active: ActiveModel) -> bool:
+    """Whether an exit's probabilities can stand for the whole model's outputs: of a classifier with nothing beside its
+    classes."""
+    manifest = active.manifest
+    return bool(manifest.labels) and [tensor.name for tensor in manifest.whole.outputs] == [manifest.class_output]
+
+
+def _fill_from_exit(answer: FrameAnswer, seen: Perceived) -> None:
     """The exit's classes; of a detector's, that there is nothing or something."""
     if seen.exit_row is None:
         raise AssertionError("only a frame that reached an exit is answered by one")
-    response.exit = seen.exit
-    names = active.manifest.labels if active.manifest.labels else FINDINGS
-    _fill_labels(response, names, as_probabilities(seen.exit_row)[0])
+    answer.exit = seen.exit
+    answer.row = _row(seen.exit_row)
 
 
-def _fill(response: pb.InferResponse, active: ActiveModel, outputs: dict[str, Array]) -> None:
-    """Labels of a classifier, or the outputs themselves."""
-    names = [tensor.name for tensor in active.manifest.whole.outputs]
+def _fill(answer: FrameAnswer, active: ActiveModel, outputs: dict[str, Array]) -> None:
+    """The whole model's outputs, and the classes of a classifier."""
+    manifest = active.manifest
+    names = [tensor.name for tensor in manifest.whole.outputs]
     if missing := set(names) - outputs.keys():
         raise MeshError(Reason.PROTOCOL_VIOLATION, f"the answer lacks the outputs {sorted(missing)}")
-    if active.manifest.task == "raw":
-        response.outputs.extend(tensor_to_message(name, outputs[name]) for name in names)
-        return
-    _fill_labels(response, active.manifest.labels, as_probabilities(outputs[active.manifest.class_output])[0])
+    row = None if manifest.task == "raw" else _row(outputs[manifest.class_output])
+    answer.outputs, answer.row = {name: outputs[name] for name in names}, row
 
 
-def _fill_labels(response: pb.InferResponse, labels: Sequence[str], row: NDArray[np.float64]) -> None:
+def _row(output: Array) -> NDArray[np.float64]:
+    row: NDArray[np.float64] = as_probabilities(output)[0]
     if not np.isfinite(row).all():
         raise MeshError(Reason.TENSOR_NOT_FINITE, "the model gave no distribution over its classes for this frame")
-    for index in np.argsort(-row, kind="stable")[:MAX_LABELS]:
-        name = labels[index] if index < len(labels) else ""
-        response.labels.append(pb.Label(index=int(index), name=name, score=float(row[index])))
+    return row

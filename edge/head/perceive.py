@@ -9,14 +9,11 @@ import time
 from dataclasses import dataclass
 
 from edge.head.active import ActiveModel
+from edge.head.frame import FrameRequest, Picture, Tensors
 from edge.head.staged import run_head
-from splitmesh.api.inference.v1 import inference_pb2
 from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.kernel.tensors import input_bytes, tensor_from_message
-from splitmesh.tensor import Frame, TensorLimits, pack, require_finite
-from splitmesh.tensor.spec import Array, TensorSpec, spec_of
-
-MAX_CAMERA_ID = 128
+from splitmesh.tensor import Frame, TensorLimits, from_bytes, pack, require_finite
+from splitmesh.tensor.spec import Array, Buffer, TensorSpec, spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +38,9 @@ class Perceived:
     packed_ns: int
 
 
-def check_request(request: inference_pb2.InferRequest, max_frame_bytes: int) -> int:
-    """Raise MeshError for what needs no decoding to be refused; returns the input's size in bytes."""
-    if len(request.camera_id) > MAX_CAMERA_ID:
-        raise field_error("camera_id", f"has {len(request.camera_id)} characters; at most {MAX_CAMERA_ID}")
-    kind = request.WhichOneof("input")
-    if kind is None:
-        raise field_error("input", "is missing: set image, tensor or tensors")
-    size = input_bytes(request)
-    if size > max_frame_bytes:
-        raise MeshError(
-            Reason.FRAME_TOO_LARGE,
-            f"the frame has {size} bytes; at most {max_frame_bytes}",
-            metadata={"size_bytes": str(size), "max_frame_bytes": str(max_frame_bytes)},
-        )
-    return size
-
-
 def perceive(
     active: ActiveModel,
-    request: inference_pb2.InferRequest,
+    request: FrameRequest,
     *,
     max_pixels: int,
     limits: TensorLimits,
@@ -88,43 +68,42 @@ def perceive(
     )
 
 
-def _feeds(
-    active: ActiveModel, request: inference_pb2.InferRequest, max_pixels: int, limits: TensorLimits
-) -> dict[str, Array]:
-    kind, inputs = request.WhichOneof("input"), active.session.inputs
-    if kind == "tensors":
-        return _named(active, request, limits)
+def _feeds(active: ActiveModel, request: FrameRequest, max_pixels: int, limits: TensorLimits) -> dict[str, Array]:
+    content, inputs = request.content, active.session.inputs
+    if isinstance(content, Tensors) and content.field == "tensors":
+        return _named(active, content, limits)
+    field = content.field if isinstance(content, Tensors) else "image"
     if len(inputs) != 1:
         named = ", ".join(repr(spec.name) for spec in inputs)
-        raise field_error(kind or "input", f"model {active.info.model!r} takes {named}: send tensors")
+        raise field_error(field, f"model {active.info.model!r} takes {named}: send tensors")
     expected = inputs[0]
-    if kind == "image":
+    if isinstance(content, Picture):
         preprocess = active.manifest.preprocess
         if preprocess is None:
             raise field_error("image", f"model {active.info.model!r} declares no preprocessing; send a tensor")
-        return {expected.name: preprocess.normalise(preprocess.pixels(request.image, max_pixels=max_pixels)[None])}
-    name, array = tensor_from_message(request.tensor, limits)
-    return {expected.name: _checked(expected, name or expected.name, array)}
+        return {expected.name: preprocess.normalise(preprocess.pixels(content.data, max_pixels=max_pixels)[None])}
+    ((spec, data),) = content.items
+    return {expected.name: _checked(expected, spec, data, limits)}
 
 
-def _named(active: ActiveModel, request: inference_pb2.InferRequest, limits: TensorLimits) -> dict[str, Array]:
+def _named(active: ActiveModel, content: Tensors, limits: TensorLimits) -> dict[str, Array]:
     """All inputs by name: each exactly once, none missing, none unknown."""
     inputs = {spec.name: spec for spec in active.session.inputs}
     feeds: dict[str, Array] = {}
-    for message in request.tensors.tensors:
-        if message.spec.name not in inputs:
-            raise field_error("tensors", f"model {active.info.model!r} has no input {message.spec.name!r}")
-        if message.spec.name in feeds:
-            raise field_error("tensors", f"input {message.spec.name!r} is given twice")
-        name, array = tensor_from_message(message, limits)
-        feeds[name] = _checked(inputs[name], name, array)
+    for spec, data in content.items:
+        if spec.name not in inputs:
+            raise field_error(content.field, f"model {active.info.model!r} has no input {spec.name!r}")
+        if spec.name in feeds:
+            raise field_error(content.field, f"input {spec.name!r} is given twice")
+        feeds[spec.name] = _checked(inputs[spec.name], spec, data, limits)
     if missing := [name for name in inputs if name not in feeds]:
-        raise field_error("tensors", f"input {', '.join(map(repr, missing))} of {active.info.model!r} is missing")
+        raise field_error(content.field, f"input {', '.join(map(repr, missing))} of {active.info.model!r} is missing")
     return feeds
 
 
-def _checked(expected: TensorSpec, name: str, array: Array) -> Array:
-    expected.require_match(spec_of(name, array))
+def _checked(expected: TensorSpec, spec: TensorSpec, data: Buffer, limits: TensorLimits) -> Array:
+    array = from_bytes(spec, data, limits)
+    expected.require_match(spec_of(spec.name or expected.name, array))
     if array.shape[:1] != (1,):
         raise MeshError(Reason.TENSOR_SHAPE_MISMATCH, "a request holds one sample: the first dimension must be 1")
     require_finite(expected.name, array)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from edge.head.answer import Answerer
+from edge.head.messages import answer_to_message, frame_from_message
 from edge.head.stream import FrameStreams
 from splitmesh.api.inference.v1 import inference_pb2, inference_pb2_grpc
 
@@ -20,7 +21,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Infer(self, request: inference_pb2.InferRequest, context: Any) -> inference_pb2.InferResponse:
         """Answers one picture."""
-        return await self._answerer.answer(request)
+        return answer_to_message(await self._answerer.answer(frame_from_message(request)))
 
     async def StreamInfer(
         self, request_iterator: AsyncIterator[inference_pb2.StreamInferRequest], context: Any

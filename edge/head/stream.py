@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from edge.head.answer import Answerer
 from edge.head.config import HeadSettings
+from edge.head.messages import answer_to_message, frame_from_message
 from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.errors import MeshError
 from splitmesh.kernel.errors import to_status
@@ -34,7 +35,9 @@ class FrameStreams:
                 yield response
 
     async def _answer(self, request: pb.InferRequest) -> pb.StreamInferResponse:
-        return pb.StreamInferResponse(result=await self._answerer.answer(request))
+        return pb.StreamInferResponse(
+            result=answer_to_message(await self._answerer.answer(frame_from_message(request)))
+        )
 
 
 async def _frames(requests: AsyncIterator[pb.StreamInferRequest]) -> AsyncIterator[pb.InferRequest]:

@@ -10,7 +10,9 @@ import onnx
 import pytest
 
 from edge.head.active import ActiveModel, warm_up
-from edge.head.perceive import MAX_CAMERA_ID, check_request, perceive
+from edge.head.frame import MAX_CAMERA_ID, FrameRequest, Picture
+from edge.head.messages import frame_from_message
+from edge.head.perceive import perceive
 from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.api.tensor.v1.tensor_pb2 import TensorList
 from splitmesh.client.registry import VersionInfo
@@ -36,7 +38,7 @@ def active() -> ActiveModel:
 
 
 def test_a_picture_becomes_the_cuts_tensors_and_the_exits_row(active: ActiveModel) -> None:
-    seen = perceive(active, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")
+    seen = perceive(active, FrameRequest(Picture(picture(HARD))), max_pixels=1000, limits=LIMITS, codec="zstd")
     assert seen.outputs.keys() == {CUT, EXIT_OUTPUT}
     assert seen.outputs[CUT] == pytest.approx(features(HARD))
     assert seen.started_ns <= seen.decoded_ns <= seen.ended_ns
@@ -44,24 +46,24 @@ def test_a_picture_becomes_the_cuts_tensors_and_the_exits_row(active: ActiveMode
 
 def test_a_picture_of_another_size_is_resized(active: ActiveModel) -> None:
     seen = perceive(
-        active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=10_000, limits=LIMITS, codec="zstd"
+        active, FrameRequest(Picture(picture(HARD, side=100))), max_pixels=10_000, limits=LIMITS, codec="zstd"
     )
     assert seen.outputs[CUT] == pytest.approx(features(HARD))
 
 
 def test_a_picture_above_the_limit_of_pixels_is_refused(active: ActiveModel) -> None:
     with pytest.raises(MeshError) as caught:
-        perceive(active, pb.InferRequest(image=picture(HARD, side=100)), max_pixels=9_999, limits=LIMITS, codec="zstd")
+        perceive(active, FrameRequest(Picture(picture(HARD, side=100))), max_pixels=9_999, limits=LIMITS, codec="zstd")
     assert caught.value.reason is Reason.IMAGE_TOO_LARGE
 
 
 def test_a_model_that_declares_no_preprocessing_takes_tensors_only(active: ActiveModel) -> None:
     bare = ActiveModel(active.info, active.manifest.model_copy(update={"preprocess": None}), active.session, None)
     with pytest.raises(MeshError) as caught:
-        perceive(bare, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")
+        perceive(bare, FrameRequest(Picture(picture(HARD))), max_pixels=1000, limits=LIMITS, codec="zstd")
     assert caught.value.fields[0][0] == "image"
     tensor = tensor_to_message("image", np.full((1, 1, 16, 16), 0.5, np.float32))
-    seen = perceive(bare, pb.InferRequest(tensor=tensor), max_pixels=1, limits=LIMITS, codec="zstd")
+    seen = perceive(bare, frame_from_message(pb.InferRequest(tensor=tensor)), max_pixels=1, limits=LIMITS, codec="zstd")
     assert seen.outputs[CUT].max() == 0.5
 
 
@@ -69,24 +71,24 @@ def test_a_model_that_declares_no_preprocessing_takes_tensors_only(active: Activ
 def test_a_tensor_that_is_not_finite_never_reaches_the_model(active: ActiveModel, value: float) -> None:
     bad = np.full((1, 1, 16, 16), 0.5, np.float32)
     bad[0, 0, 3, 3] = value
-    request = pb.InferRequest(tensor=tensor_to_message("image", bad))
+    request = frame_from_message(pb.InferRequest(tensor=tensor_to_message("image", bad)))
     with pytest.raises(MeshError) as caught:
         perceive(active, request, max_pixels=1, limits=LIMITS, codec="zstd")
     assert caught.value.reason is Reason.TENSOR_NOT_FINITE
 
 
 def test_the_size_of_the_input_is_checked_before_anything_is_decoded() -> None:
-    assert check_request(pb.InferRequest(image=b"x" * 10), 10) == 10
+    assert FrameRequest(Picture(b"x" * 10)).check(10) == 10
     with pytest.raises(MeshError) as caught:
-        check_request(pb.InferRequest(image=b"x" * 11), 10)
+        FrameRequest(Picture(b"x" * 11)).check(10)
     assert caught.value.reason is Reason.FRAME_TOO_LARGE
     assert caught.value.metadata == {"size_bytes": "11", "max_frame_bytes": "10"}
 
 
 def test_a_cameras_name_may_be_as_long_as_the_contract_says() -> None:
-    check_request(pb.InferRequest(image=b"x", camera_id="c" * MAX_CAMERA_ID), 10)
+    FrameRequest(Picture(b"x"), camera_id="c" * MAX_CAMERA_ID).check(10)
     with pytest.raises(MeshError) as caught:
-        check_request(pb.InferRequest(image=b"x", camera_id="c" * (MAX_CAMERA_ID + 1)), 10)
+        FrameRequest(Picture(b"x"), camera_id="c" * (MAX_CAMERA_ID + 1)).check(10)
     assert caught.value.fields[0][0] == "camera_id"
 
 
@@ -97,10 +99,10 @@ async def test_a_version_in_use_is_closed_when_its_last_frame_is_answered(active
         retiring = asyncio.create_task(version.retire())
         await asyncio.sleep(0)
         assert not retiring.done()
-        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")
+        perceive(version, FrameRequest(Picture(picture(HARD))), max_pixels=1000, limits=LIMITS, codec="zstd")
     await asyncio.wait_for(retiring, 5)
     with pytest.raises(MeshError):
-        perceive(version, pb.InferRequest(image=picture(HARD)), max_pixels=1000, limits=LIMITS, codec="zstd")
+        perceive(version, FrameRequest(Picture(picture(HARD))), max_pixels=1000, limits=LIMITS, codec="zstd")
 
 
 # --- several inputs --------------------------------------------------------------------------------------------------
@@ -117,9 +119,9 @@ def pair() -> ActiveModel:
     return ActiveModel(info, manifest, session, None)
 
 
-def named(*tensors: tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> pb.InferRequest:
+def named(*tensors: tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> FrameRequest:
     messages = [tensor_to_message(name, array) for name, array in tensors]
-    return pb.InferRequest(tensors=TensorList(tensors=messages))
+    return frame_from_message(pb.InferRequest(tensors=TensorList(tensors=messages)))
 
 
 def test_inputs_are_taken_by_name_in_any_order_and_an_input_in_the_cut_is_packed(pair: ActiveModel) -> None:
@@ -137,12 +139,12 @@ def test_inputs_are_taken_by_name_in_any_order_and_an_input_in_the_cut_is_packed
         (named(*PAIR.items(), ("third", PAIR["left"])), "tensors", "no input 'third'"),
         (named(*PAIR.items(), ("left", PAIR["left"])), "tensors", "twice"),
         (named(), "tensors", "'left', 'right'"),
-        (pb.InferRequest(tensor=tensor_to_message("left", PAIR["left"])), "tensor", "send tensors"),
-        (pb.InferRequest(image=b"x"), "image", "send tensors"),
+        (frame_from_message(pb.InferRequest(tensor=tensor_to_message("left", PAIR["left"]))), "tensor", "send tensors"),
+        (FrameRequest(Picture(b"x")), "image", "send tensors"),
     ],
 )
 def test_a_wrong_set_of_inputs_is_refused_with_the_input_at_fault(
-    pair: ActiveModel, request_: pb.InferRequest, field: str, words: str
+    pair: ActiveModel, request_: FrameRequest, field: str, words: str
 ) -> None:
     with pytest.raises(MeshError) as caught:
         perceive(pair, request_, max_pixels=1, limits=LIMITS, codec="zstd")
@@ -169,9 +171,9 @@ def test_every_one_of_several_inputs_is_checked(
 
 
 def test_the_size_of_several_inputs_is_their_sum() -> None:
-    assert check_request(named(*PAIR.items()), 32) == 32
+    assert named(*PAIR.items()).check(32) == 32
     with pytest.raises(MeshError) as caught:
-        check_request(named(*PAIR.items()), 31)
+        named(*PAIR.items()).check(31)
     assert caught.value.reason is Reason.FRAME_TOO_LARGE
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from splitmesh.errors import MeshError, Reason
+from splitmesh.tensor.spec import Buffer
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Container formats a camera may send; anything else is refused before a decoder sees it."""
@@ -69,12 +70,12 @@ class Preprocess(BaseModel):
         """1 for grey, 3 for colour."""
         return 1 if self.mode == "L" else 3
 
-    def pixels(self, image: bytes | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    def pixels(self, image: Buffer | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
         """Decode (when bytes) and resize one picture to uint8 ``[height, width, channels]``.
 
         Raises MeshError IMAGE_UNDECODABLE or IMAGE_TOO_LARGE (the header's size is checked before any pixel is decoded).
         """
-        picture = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else image
+        picture = image if isinstance(image, Image.Image) else decode_image(image, max_pixels=max_pixels)
         try:
             picture = picture.convert(self.mode)
         except _DAMAGE as error:
@@ -97,12 +98,12 @@ class Preprocess(BaseModel):
         planes *= scale.reshape(1, -1, 1, 1)
         return np.ascontiguousarray(planes)
 
-    def batch(self, images: Sequence[bytes | Image.Image]) -> NDArray[np.float32]:
+    def batch(self, images: Sequence[Buffer | Image.Image]) -> NDArray[np.float32]:
         """Decode, resize and normalise several pictures: float32 ``[n, channels, height, width]``."""
         return self.normalise(np.stack([self.pixels(image) for image in images]))
 
 
-def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def decode_image(data: Buffer, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Decode a picture whose declared size is at most ``max_pixels``, from an allow-list of formats."""
     try:
         with _quiet():
