@@ -62,7 +62,7 @@ BOTTLENECK_GOAL = 2.0
 THREADS = 2
 
 PAYLOAD = 100
-TRACEPARENT = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+TRACE_CONTEXT = b"t" * 25
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def _header_bytes(manifest: Manifest) -> int:
     specs = tuple(replace(info.spec(), shape=(1, *info.shape[1:])) for info in manifest.split.wire)
     header = header_to_message(FrameHeader(specs, "range", PAYLOAD, 0, 1))
     payload = bytes(PAYLOAD)
-    frame = SegmentFrame(frame_id=1000, header=header, payload=payload, traceparent=TRACEPARENT, deadline_ms=1000)
+    frame = SegmentFrame(frame_id=1000, header=header, payload=payload, trace_context=TRACE_CONTEXT, deadline_ms=1000)
     return RunRequest(frame=frame).ByteSize() - PAYLOAD
 
 

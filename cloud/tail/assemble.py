@@ -26,7 +26,7 @@ class Whole:
 
     frame_id: int
     frame: Frame
-    traceparent: str
+    trace_context: bytes
     deadline_ms: int
 
 
@@ -73,7 +73,7 @@ async def _frame(
                     ),
                 )
             payload += chunk
-    return Whole(message.frame_id, Frame(header, payload), message.traceparent, message.deadline_ms)
+    return Whole(message.frame_id, Frame(header, payload), message.trace_context, message.deadline_ms)
 
 
 async def _chunk(requests: AsyncIterator[segment_pb2.RunRequest], index: int) -> bytes:

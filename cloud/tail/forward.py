@@ -20,7 +20,7 @@ from splitmesh.client.segment import SegmentLink
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.signals import Attr, Span
-from splitmesh.kernel.telemetry import Telemetry, traceparent_of
+from splitmesh.kernel.telemetry import Telemetry, trace_context_of
 from splitmesh.tensor import pack
 from splitmesh.tensor.spec import Array
 
@@ -63,7 +63,7 @@ class Onward:
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "no time is left to ask the next segment")
             span.set_attribute(Attr.UPLINK_BYTES, len(frame.payload))
-            result = await self._link.run(frame, traceparent=traceparent_of(span), deadline_s=left_s)
+            result = await self._link.run(frame, trace_context=trace_context_of(span), deadline_s=left_s)
         hop = segment_pb2.Hop(
             node=result.node,
             link_ms=packing_ms + max(0.0, result.links_ms - sum(later.link_ms for later in result.onward)),

@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from cloud.tail.assemble import Broken, Whole, assemble
-from cloud.tail.batch import Computed
 from cloud.tail.config import TailSettings
 from cloud.tail.forward import INLINE_BYTES, Onward, Relayed, onward
 from cloud.tail.segments import Loaded, Segments
 from splitmesh.api.segment.v1 import segment_pb2
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.batching import Computed
 from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.errors import to_status
 from splitmesh.kernel.profiling import live_messages
@@ -123,7 +123,7 @@ class RunStreams:
             Attr.NODE: self._settings.node,
             Attr.FRAME_ID: item.frame_id,
         }
-        with self._telemetry.span(Span.TAIL_FRAME, traceparent=item.traceparent, attributes=attributes) as span:
+        with self._telemetry.span(Span.TAIL_FRAME, trace_context=item.trace_context, attributes=attributes) as span:
             # What is unpacked counts: an entropy coded payload is small and its symbols are not.
             inline_bytes = CODED_INLINE_BYTES if item.frame.header.codec in OF_A_VERSION else INLINE_BYTES
             if total_bytes(item.frame.header.tensors) > inline_bytes:

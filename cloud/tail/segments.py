@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloud.tail.batch import Batcher
 from cloud.tail.config import TailSettings
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import VersionInfo
 from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.kernel.batching import Batcher
 from splitmesh.kernel.config import ENV_PREFIX
 from splitmesh.model.hop_codec import hop_codec
 from splitmesh.model.manifest import Hop, SplitInfo

@@ -27,7 +27,7 @@ from splitmesh.client.answers import AnsweredBy
 from splitmesh.client.segment import SegmentLink, SegmentResult
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.signals import Attr, Span
-from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_id_of, traceparent_of
+from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_context_of, trace_id_of
 from splitmesh.model.classes import as_probabilities
 from splitmesh.model.finding import SOMETHING, something_found
 from splitmesh.model.gate import confidence
@@ -164,7 +164,7 @@ class Answerer:
                     self._workers, partial(self._perceive, other, request, escalate=True)
                 )
                 if seen.packed is not None and other.link is not None:
-                    await other.link.run(seen.packed, traceparent="", deadline_s=SHADOW_DEADLINE_S)
+                    await other.link.run(seen.packed, trace_context=b"", deadline_s=SHADOW_DEADLINE_S)
             except MeshError as error:
                 log.debug("a shadow frame got no answer: %s", error)
 
@@ -248,7 +248,7 @@ class Answerer:
             left_s = self._left_s(frame)
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
-            result = await link.run(seen.packed, traceparent=traceparent_of(span), deadline_s=left_s)
+            result = await link.run(seen.packed, trace_context=trace_context_of(span), deadline_s=left_s)
             if seen.rate is not None:
                 span.set_attribute(Attr.RATE, seen.rate)
             span.set_attribute(Attr.UPLINK_BYTES, len(seen.packed.payload))

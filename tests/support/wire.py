@@ -95,7 +95,7 @@ def packed(brightness: float = HARD, *, codec: str = "zstd", **other: Array) -> 
 
 
 def frame_messages(
-    frame: Frame, frame_id: int = 1, *, deadline_ms: int = 10_000, traceparent: str = "", **changes: Any
+    frame: Frame, frame_id: int = 1, *, deadline_ms: int = 10_000, trace_context: bytes = b"", **changes: Any
 ) -> list[segment_pb2.RunRequest]:
     """What a head would send for a frame; ``changes`` overwrite fields of its header."""
     header = header_to_message(frame.header)
@@ -105,7 +105,7 @@ def frame_messages(
         frame_id=frame_id,
         header=header,
         payload=b"" if frame.header.chunk_count else bytes(frame.payload),
-        traceparent=traceparent,
+        trace_context=trace_context,
         deadline_ms=deadline_ms,
     )
     pieces = [chunk_message(index, data) for index, data in enumerate(chunks(frame))]

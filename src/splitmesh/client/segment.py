@@ -69,7 +69,7 @@ class SegmentResult:
 @dataclass(slots=True)
 class _Flying:
     frame: Frame
-    traceparent: str
+    trace_context: bytes
     expires: float
     result: asyncio.Future[segment_pb2.Result]
 
@@ -115,11 +115,11 @@ class _TailStream:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def run(self, frame: Frame, traceparent: str, deadline_s: float) -> segment_pb2.Result:
+    async def run(self, frame: Frame, trace_context: bytes, deadline_s: float) -> segment_pb2.Result:
         """Send and wait; DEADLINE_EXPIRED after ``deadline_s`` seconds."""
         loop = asyncio.get_running_loop()
         frame_id = next(self._ids)
-        flying = _Flying(frame, traceparent, loop.time() + deadline_s, loop.create_future())
+        flying = _Flying(frame, trace_context, loop.time() + deadline_s, loop.create_future())
         self._flying[frame_id] = flying
         self._outgoing.put_nowait(frame_id)
         with _Watch(self._estimator, len(frame.payload)) as watch:
@@ -269,7 +269,7 @@ def _messages(frame_id: int, flying: _Flying, now: float) -> list[segment_pb2.Ru
         frame_id=frame_id,
         header=header_to_message(frame.header),
         payload=b"" if frame.header.chunk_count else bytes(frame.payload),
-        traceparent=flying.traceparent,
+        trace_context=flying.trace_context,
         deadline_ms=max(1, round((flying.expires - now) * 1000)),
     )
     pieces = [
@@ -336,7 +336,7 @@ class SegmentLink:
         """Frames without an answer, over all tails."""
         return sum(stream.in_flight for stream in self._streams.values())
 
-    async def run(self, frame: Frame, *, traceparent: str, deadline_s: float) -> SegmentResult:
+    async def run(self, frame: Frame, *, trace_context: bytes, deadline_s: float) -> SegmentResult:
         """The tail's outputs for one frame.
 
         Raises MeshError SERVICE_UNAVAILABLE (no tail, or the stream broke and no other tail is left), QUEUE_FULL (every
@@ -348,7 +348,7 @@ class SegmentLink:
         while True:
             address, stream = self._choose(tried)
             try:
-                result = await stream.run(frame, traceparent, deadline_s - (loop.time() - begun))
+                result = await stream.run(frame, trace_context, deadline_s - (loop.time() - begun))
             except MeshError as error:
                 # Computing a segment twice is harmless, so a frame whose stream broke goes to another tail at once.
                 retryable = error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.QUEUE_FULL)

@@ -59,6 +59,7 @@ STATUS_CODES: dict[Reason, grpc.StatusCode] = {
     Reason.NOT_READY: grpc.StatusCode.UNAVAILABLE,
     Reason.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.CANCELLED: grpc.StatusCode.CANCELLED,
+    Reason.FRAME_SUPERSEDED: grpc.StatusCode.ABORTED,
     Reason.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }

@@ -19,8 +19,8 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 from opentelemetry.trace import Span as OtelSpan
-from opentelemetry.trace import Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from splitmesh.errors import MeshError
@@ -28,6 +28,7 @@ from splitmesh.kernel.signals import Attr, Span
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 EXPORT_TIMEOUT_S = 5.0
+TRACE_CONTEXT_BYTES = 25
 
 AttrValue = str | int | float | bool
 
@@ -53,12 +54,16 @@ class Telemetry:
         *,
         parent: OtelSpan | None = None,
         traceparent: str = "",
+        trace_context: bytes = b"",
         attributes: Mapping[Attr, AttrValue] | None = None,
         start_ns: int | None = None,
     ) -> OtelSpan:
-        """An open span below ``parent``, or below the outside ``traceparent``, or at the root of a new trace."""
+        """An open span below ``parent``, or below the outside ``traceparent`` or ``trace_context`` (the same as 25 bytes), or
+        at the root of a new trace."""
         if parent is not None:
             context = trace.set_span_in_context(parent)
+        elif trace_context:
+            context = _remote_parent(trace_context)
         else:
             context = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else Context()
         return self._tracer.start_span(name, context=context, attributes=_plain(attributes), start_time=start_ns)
@@ -70,10 +75,14 @@ class Telemetry:
         *,
         parent: OtelSpan | None = None,
         traceparent: str = "",
+        trace_context: bytes = b"",
         attributes: Mapping[Attr, AttrValue] | None = None,
     ) -> Iterator[OtelSpan]:
         """A span around a block; an exception marks it as failed with its reason."""
-        with self.use(self.start(name, parent=parent, traceparent=traceparent, attributes=attributes)) as opened:
+        opened = self.start(
+            name, parent=parent, traceparent=traceparent, trace_context=trace_context, attributes=attributes
+        )
+        with self.use(opened):
             yield opened
 
     @contextmanager
@@ -116,6 +125,25 @@ def traceparent_of(span: OtelSpan) -> str:
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier, context=trace.set_span_in_context(span))
     return carrier.get("traceparent", "")
+
+
+def trace_context_of(span: OtelSpan) -> bytes:
+    """The span as a W3C trace context of 25 bytes: trace id, span id, flags."""
+    context = span.get_span_context()
+    return context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big") + bytes([context.trace_flags])
+
+
+def _remote_parent(trace_context: bytes) -> Context:
+    """What the bytes name; a new trace where they name nothing, as with a text that is no traceparent."""
+    if len(trace_context) != TRACE_CONTEXT_BYTES:
+        return Context()
+    parent = SpanContext(
+        trace_id=int.from_bytes(trace_context[:16], "big"),
+        span_id=int.from_bytes(trace_context[16:24], "big"),
+        is_remote=True,
+        trace_flags=TraceFlags(trace_context[24]),
+    )
+    return trace.set_span_in_context(NonRecordingSpan(parent), Context()) if parent.is_valid else Context()
 
 
 def trace_id_of(span: OtelSpan) -> str:

@@ -53,6 +53,58 @@ ANSWERED_BY_EDGE_WHOLE: AnsweredBy.ValueType  # 4
 """The whole model runs at the edge: the version in use is not split."""
 Global___AnsweredBy: _TypeAlias = AnsweredBy  # noqa: Y015
 
+class _AnswerOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AnswerOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnswerOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ANSWER_ORDER_UNSPECIFIED: _AnswerOrder.ValueType  # 0
+    """Each as soon as it is ready."""
+    ANSWER_ORDER_AS_READY: _AnswerOrder.ValueType  # 1
+    """Each as soon as it is ready."""
+    ANSWER_ORDER_IN_ORDER: _AnswerOrder.ValueType  # 2
+    """In the order of sending: a slow frame holds up the answers behind it. Errors of frames keep their place too."""
+
+class AnswerOrder(_AnswerOrder, metaclass=_AnswerOrderEnumTypeWrapper):
+    """In which order a stream's frames are answered."""
+
+ANSWER_ORDER_UNSPECIFIED: AnswerOrder.ValueType  # 0
+"""Each as soon as it is ready."""
+ANSWER_ORDER_AS_READY: AnswerOrder.ValueType  # 1
+"""Each as soon as it is ready."""
+ANSWER_ORDER_IN_ORDER: AnswerOrder.ValueType  # 2
+"""In the order of sending: a slow frame holds up the answers behind it. Errors of frames keep their place too."""
+Global___AnswerOrder: _TypeAlias = AnswerOrder  # noqa: Y015
+
+class _DropPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DropPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DropPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DROP_POLICY_UNSPECIFIED: _DropPolicy.ValueType  # 0
+    """Nothing: the client slows down by its credit."""
+    DROP_POLICY_NONE: _DropPolicy.ValueType  # 1
+    """Nothing: the client slows down by its credit."""
+    DROP_POLICY_OLDEST: _DropPolicy.ValueType  # 2
+    """The newest counts: above `max_waiting` frames that wait for their turn the oldest one is answered by FRAME_SUPERSEDED, and
+    the newest that waits is taken next.
+    """
+
+class DropPolicy(_DropPolicy, metaclass=_DropPolicyEnumTypeWrapper):
+    """What happens to frames of a stream that wait while newer ones come."""
+
+DROP_POLICY_UNSPECIFIED: DropPolicy.ValueType  # 0
+"""Nothing: the client slows down by its credit."""
+DROP_POLICY_NONE: DropPolicy.ValueType  # 1
+"""Nothing: the client slows down by its credit."""
+DROP_POLICY_OLDEST: DropPolicy.ValueType  # 2
+"""The newest counts: above `max_waiting` frames that wait for their turn the oldest one is answered by FRAME_SUPERSEDED, and
+the newest that waits is taken next.
+"""
+Global___DropPolicy: _TypeAlias = DropPolicy  # noqa: Y015
+
 @_typing.final
 class InferRequest(_message.Message):
     """One picture to be answered."""
@@ -67,6 +119,7 @@ class InferRequest(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    MAX_LABELS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name; empty means the head's first model."""
     camera_id: _builtins.str
@@ -82,6 +135,8 @@ class InferRequest(_message.Message):
     """
     traceparent: _builtins.str
     """W3C trace context of the caller for this frame; empty starts a new trace."""
+    max_labels: _builtins.int
+    """Most classes in the answer, the probable ones; 0 means 1,000."""
     @_builtins.property
     def tensor(self) -> _tensor_pb2.Tensor:
         """The model's input itself, already preprocessed; shape with a leading batch dimension of 1."""
@@ -101,10 +156,11 @@ class InferRequest(_message.Message):
         tensors: _tensor_pb2.TensorList | None = ...,
         deadline_ms: _builtins.int = ...,
         traceparent: _builtins.str = ...,
+        max_labels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "tensor", b"tensor", "tensors", b"tensors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id", "deadline_ms", b"deadline_ms", "frame_id", b"frame_id", "image", b"image", "input", b"input", "model", b"model", "tensor", b"tensor", "tensors", b"tensors", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id", "deadline_ms", b"deadline_ms", "frame_id", b"frame_id", "image", b"image", "input", b"input", "max_labels", b"max_labels", "model", b"model", "tensor", b"tensor", "tensors", b"tensors", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["image", "tensor", "tensors"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -238,7 +294,7 @@ class InferResponse(_message.Message):
     """Which exit answered, counted from the input, 0: the first; unset when no exit did."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
-        """Classes by descending score; all of them for a classifier of at most 1,000 classes, else the first 1,000."""
+        """Classes by descending score: all of them, up to the request's max_labels."""
 
     @_builtins.property
     def cut(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -286,26 +342,92 @@ class InferResponse(_message.Message):
 Global___InferResponse: _TypeAlias = InferResponse  # noqa: Y015
 
 @_typing.final
+class StreamOptions(_message.Message):
+    """How a stream shall be answered; the first message, or left out: as ready, nothing dropped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_FIELD_NUMBER: _builtins.int
+    order: Global___AnswerOrder.ValueType
+    """Order of answers."""
+    drop: Global___DropPolicy.ValueType
+    """What gives way when frames come faster than they are answered."""
+    max_waiting: _builtins.int
+    """With DROP_POLICY_OLDEST: frames of this stream that may wait for their turn; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        order: Global___AnswerOrder.ValueType = ...,
+        drop: Global___DropPolicy.ValueType = ...,
+        max_waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop", b"drop", "max_waiting", b"max_waiting", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamOptions: _TypeAlias = StreamOptions  # noqa: Y015
+
+@_typing.final
+class CancelFrame(_message.Message):
+    """Nobody waits for a frame any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_ID_FIELD_NUMBER: _builtins.int
+    frame_id: _builtins.int
+    """The request's number."""
+    def __init__(
+        self,
+        *,
+        frame_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_id", b"frame_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelFrame: _TypeAlias = CancelFrame  # noqa: Y015
+
+@_typing.final
 class StreamInferRequest(_message.Message):
     """Client side of StreamInfer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FRAME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def frame(self) -> Global___InferRequest:
         """One frame."""
+
+    @_builtins.property
+    def options(self) -> Global___StreamOptions:
+        """First message of a stream that wants something else than the default."""
+
+    @_builtins.property
+    def cancel(self) -> Global___CancelFrame:
+        """Give a frame up, down to the tail; it is answered by CANCELLED, or by an answer that was ready already."""
 
     def __init__(
         self,
         *,
         frame: Global___InferRequest | None = ...,
+        options: Global___StreamOptions | None = ...,
+        cancel: Global___CancelFrame | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "frame", b"frame", "message", b"message", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "frame", b"frame", "message", b"message", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["frame", "options", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___StreamInferRequest: _TypeAlias = StreamInferRequest  # noqa: Y015
 

@@ -53,15 +53,15 @@ class InferenceServiceServicer:
 
     def Infer(self, request, context):
         """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
-        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED.
+        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamInfer(self, request_iterator, context):
-        """Answers a stream of pictures, each as soon as it is ready. One bad frame is answered by its own error and does not
-        end the stream. The client may have at most `accepted.credit` unanswered frames.
+        """Answers a stream of pictures, each as soon as it is ready or in the order of sending. One bad frame is answered by its
+        own error and does not end the stream. The client may have at most `accepted.credit` unanswered frames.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

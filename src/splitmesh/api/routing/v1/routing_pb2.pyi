@@ -276,6 +276,44 @@ class OutcomeCounts(_message.Message):
 Global___OutcomeCounts: _TypeAlias = OutcomeCounts  # noqa: Y015
 
 @_typing.final
+class UplinkLoad(_message.Message):
+    """How crowded the way to the tails is, as a head sees it now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKLOG_MS_FIELD_NUMBER: _builtins.int
+    GOODPUT_MBPS_FIELD_NUMBER: _builtins.int
+    RTT_MS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    TAILS_FIELD_NUMBER: _builtins.int
+    backlog_ms: _builtins.float
+    """How long a frame would wait at the least crowded tail, by the tails' own word, milliseconds."""
+    goodput_mbps: _builtins.float
+    """Bytes per second that get through, in Mbit/s; 0: not known."""
+    rtt_ms: _builtins.float
+    """Round trip without queueing, milliseconds; 0: not known."""
+    loss: _builtins.float
+    """Share of TCP segments that were sent again, 0..1."""
+    tails: _builtins.int
+    """Tails that take frames now."""
+    def __init__(
+        self,
+        *,
+        backlog_ms: _builtins.float = ...,
+        goodput_mbps: _builtins.float = ...,
+        rtt_ms: _builtins.float = ...,
+        loss: _builtins.float = ...,
+        tails: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_ms", b"backlog_ms", "goodput_mbps", b"goodput_mbps", "loss", b"loss", "rtt_ms", b"rtt_ms", "tails", b"tails"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UplinkLoad: _TypeAlias = UplinkLoad  # noqa: Y015
+
+@_typing.final
 class ReportOutcomesRequest(_message.Message):
     """One report."""
 
@@ -287,6 +325,7 @@ class ReportOutcomesRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The head's node name."""
     boot_id: _builtins.str
@@ -301,6 +340,10 @@ class ReportOutcomesRequest(_message.Message):
     def counts(self) -> Global___OutcomeCounts:
         """What came since the last report."""
 
+    @_builtins.property
+    def load(self) -> Global___UplinkLoad:
+        """Unset for a version that is not split."""
+
     def __init__(
         self,
         *,
@@ -310,10 +353,11 @@ class ReportOutcomesRequest(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         counts: Global___OutcomeCounts | None = ...,
+        load: Global___UplinkLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "counts", b"counts", "model", b"model", "node", b"node", "sequence", b"sequence", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "counts", b"counts", "load", b"load", "model", b"model", "node", b"node", "sequence", b"sequence", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,6 +416,7 @@ class NodeOutcomes(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     LAST_REPORT_TIME_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The head's node name."""
     version: _builtins.int
@@ -384,6 +429,10 @@ class NodeOutcomes(_message.Message):
     def last_report_time(self) -> _timestamp_pb2.Timestamp:
         """When it last reported."""
 
+    @_builtins.property
+    def load(self) -> Global___UplinkLoad:
+        """Of the last report."""
+
     def __init__(
         self,
         *,
@@ -391,10 +440,11 @@ class NodeOutcomes(_message.Message):
         version: _builtins.int = ...,
         counts: Global___OutcomeCounts | None = ...,
         last_report_time: _timestamp_pb2.Timestamp | None = ...,
+        load: Global___UplinkLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "last_report_time", b"last_report_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "last_report_time", b"last_report_time", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "last_report_time", b"last_report_time", "node", b"node", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "last_report_time", b"last_report_time", "load", b"load", "node", b"node", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

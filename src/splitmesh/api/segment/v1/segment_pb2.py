@@ -26,45 +26,53 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from splitmesh.api.tensor.v1 import tensor_pb2 as splitmesh_dot_api_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/segment/v1/segment.proto\x12\x18splitmesh.api.segment.v1\x1a\x17google/rpc/status.proto\x1a$splitmesh/api/tensor/v1/tensor.proto\"\xb2\x01\n\nRunRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.splitmesh.api.segment.v1.OpenH\x00\x12\x37\n\x05\x66rame\x18\x02 \x01(\x0b\x32&.splitmesh.api.segment.v1.SegmentFrameH\x00\x12\x30\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1f.splitmesh.api.segment.v1.ChunkH\x00\x42\t\n\x07message\"E\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07segment\x18\x04 \x01(\r\"\x91\x01\n\x0cSegmentFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x34\n\x06header\x18\x02 \x01(\x0b\x32$.splitmesh.api.tensor.v1.FrameHeader\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xcf\x01\n\x0bRunResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".splitmesh.api.segment.v1.AcceptedH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .splitmesh.api.segment.v1.ResultH\x00\x12;\n\x0b\x66rame_error\x18\x03 \x01(\x0b\x32$.splitmesh.api.segment.v1.FrameErrorH\x00\x42\t\n\x07messageJ\x04\x08\x04\x10\x05R\x06\x63redit\"A\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x03 \x01(\x04\"\xb5\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x30\n\x07outputs\x18\x02 \x03(\x0b\x32\x1f.splitmesh.api.tensor.v1.Tensor\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12-\n\x06onward\x18\x06 \x03(\x0b\x32\x1d.splitmesh.api.segment.v1.Hop\"`\n\x03Hop\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07link_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\x12\x14\n\x0cuplink_bytes\x18\x05 \x01(\x04\"B\n\nFrameError\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\x11\n\x0f\x44\x65scribeRequest\"\x93\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x39\n\x08segments\x18\x02 \x03(\x0b\x32\'.splitmesh.api.segment.v1.LoadedSegment\x12\x14\n\x0cqueue_length\x18\x03 \x01(\r\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\"\x81\x02\n\rLoadedSegment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x34\n\x07outputs\x18\x04 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07segment\x18\x06 \x01(\r\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x32\n\x04live\x18\x08 \x03(\x0b\x32$.splitmesh.api.segment.v1.LiveTiming\"L\n\nLiveTiming\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0c\n\x04runs\x18\x02 \x01(\x04\x12\x11\n\tmedian_ms\x18\x03 \x01(\x01\x12\x0e\n\x06p90_ms\x18\x04 \x01(\x01\"d\n\x0eProfileRequest\x12\x37\n\x05start\x18\x01 \x01(\x0b\x32&.splitmesh.api.segment.v1.ProfileStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x86\x01\n\x0cProfileStart\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07repeats\x18\x06 \x01(\r\x12\x10\n\x08\x62udget_s\x18\x07 \x01(\x01\"\x80\x01\n\x0fProfileResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tmedian_ms\x18\x02 \x01(\x01\x12\x0e\n\x06p90_ms\x18\x03 \x01(\x01\x12\x0c\n\x04runs\x18\x04 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x0c\n\x04host\x18\x07 \x01(\t2\xad\x02\n\x0eSegmentService\x12V\n\x03Run\x12$.splitmesh.api.segment.v1.RunRequest\x1a%.splitmesh.api.segment.v1.RunResponse(\x01\x30\x01\x12\x61\n\x08\x44\x65scribe\x12).splitmesh.api.segment.v1.DescribeRequest\x1a*.splitmesh.api.segment.v1.DescribeResponse\x12`\n\x07Profile\x12(.splitmesh.api.segment.v1.ProfileRequest\x1a).splitmesh.api.segment.v1.ProfileResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/segment/v1/segment.proto\x12\x18splitmesh.api.segment.v1\x1a\x17google/rpc/status.proto\x1a$splitmesh/api/tensor/v1/tensor.proto\"\xeb\x01\n\nRunRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.splitmesh.api.segment.v1.OpenH\x00\x12\x37\n\x05\x66rame\x18\x02 \x01(\x0b\x32&.splitmesh.api.segment.v1.SegmentFrameH\x00\x12\x30\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1f.splitmesh.api.segment.v1.ChunkH\x00\x12\x37\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32%.splitmesh.api.segment.v1.CancelFrameH\x00\x42\t\n\x07message\"W\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07segment\x18\x04 \x01(\r\x12\x10\n\x08priority\x18\x05 \x01(\r\"\x1f\n\x0b\x43\x61ncelFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\"\xa6\x01\n\x0cSegmentFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x34\n\x06header\x18\x02 \x01(\x0b\x32$.splitmesh.api.tensor.v1.FrameHeader\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x15\n\rtrace_context\x18\x06 \x01(\x0cJ\x04\x08\x04\x10\x05R\x0btraceparent\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x87\x02\n\x0bRunResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".splitmesh.api.segment.v1.AcceptedH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .splitmesh.api.segment.v1.ResultH\x00\x12;\n\x0b\x66rame_error\x18\x03 \x01(\x0b\x32$.splitmesh.api.segment.v1.FrameErrorH\x00\x12\x36\n\x08\x64raining\x18\x05 \x01(\x0b\x32\".splitmesh.api.segment.v1.DrainingH\x00\x42\t\n\x07messageJ\x04\x08\x04\x10\x05R\x06\x63redit\"A\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x03 \x01(\x04\"\n\n\x08\x44raining\"\xc9\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x30\n\x07outputs\x18\x02 \x03(\x0b\x32\x1f.splitmesh.api.tensor.v1.Tensor\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12-\n\x06onward\x18\x06 \x03(\x0b\x32\x1d.splitmesh.api.segment.v1.Hop\x12\x12\n\nbacklog_ms\x18\x07 \x01(\x01\"`\n\x03Hop\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07link_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\x12\x14\n\x0cuplink_bytes\x18\x05 \x01(\x04\"V\n\nFrameError\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x12\n\nbacklog_ms\x18\x03 \x01(\x01\"\x11\n\x0f\x44\x65scribeRequest\"\xc6\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x39\n\x08segments\x18\x02 \x03(\x0b\x32\'.splitmesh.api.segment.v1.LoadedSegment\x12\x14\n\x0cqueue_length\x18\x03 \x01(\r\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x31\n\x07uplinks\x18\x06 \x03(\x0b\x32 .splitmesh.api.segment.v1.Uplink\"\x9e\x02\n\x06Uplink\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x34\n\x05state\x18\x05 \x01(\x0e\x32%.splitmesh.api.segment.v1.UplinkState\x12\x11\n\tin_flight\x18\x06 \x01(\r\x12\x10\n\x08\x61nswered\x18\x07 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x04\x12\x0e\n\x06hedged\x18\t \x01(\x04\x12\x12\n\nlatency_ms\x18\n \x01(\x01\x12\x12\n\nbacklog_ms\x18\x0b \x01(\x01\x12\x14\n\x0cgoodput_mbps\x18\x0c \x01(\x01\x12\x0e\n\x06rtt_ms\x18\r \x01(\x01\x12\x0c\n\x04loss\x18\x0e \x01(\x01\"\xfc\x02\n\rLoadedSegment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x34\n\x07outputs\x18\x04 \x03(\x0b\x32#.splitmesh.api.tensor.v1.TensorSpec\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07segment\x18\x06 \x01(\r\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\r\n\x05whole\x18\x0f \x01(\x08\x12\x32\n\x04live\x18\x08 \x03(\x0b\x32$.splitmesh.api.segment.v1.LiveTiming\x12\x0f\n\x07waiting\x18\t \x01(\r\x12\x12\n\nbacklog_ms\x18\n \x01(\x01\x12\x10\n\x08\x63omputed\x18\x0b \x01(\x04\x12\x0f\n\x07refused\x18\x0c \x01(\x04\x12\x0f\n\x07\x65xpired\x18\r \x01(\x04\x12\x11\n\tcancelled\x18\x0e \x01(\x04\"L\n\nLiveTiming\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0c\n\x04runs\x18\x02 \x01(\x04\x12\x11\n\tmedian_ms\x18\x03 \x01(\x01\x12\x0e\n\x06p90_ms\x18\x04 \x01(\x01\"d\n\x0eProfileRequest\x12\x37\n\x05start\x18\x01 \x01(\x0b\x32&.splitmesh.api.segment.v1.ProfileStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x86\x01\n\x0cProfileStart\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07repeats\x18\x06 \x01(\r\x12\x10\n\x08\x62udget_s\x18\x07 \x01(\x01\"\x80\x01\n\x0fProfileResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tmedian_ms\x18\x02 \x01(\x01\x12\x0e\n\x06p90_ms\x18\x03 \x01(\x01\x12\x0c\n\x04runs\x18\x04 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x0c\n\x04host\x18\x07 \x01(\t*\x94\x01\n\x0bUplinkState\x12\x1c\n\x18UPLINK_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17UPLINK_STATE_CONNECTING\x10\x01\x12\x15\n\x11UPLINK_STATE_OPEN\x10\x02\x12\x18\n\x14UPLINK_STATE_EJECTED\x10\x03\x12\x19\n\x15UPLINK_STATE_DRAINING\x10\x04\x32\xad\x02\n\x0eSegmentService\x12V\n\x03Run\x12$.splitmesh.api.segment.v1.RunRequest\x1a%.splitmesh.api.segment.v1.RunResponse(\x01\x30\x01\x12\x61\n\x08\x44\x65scribe\x12).splitmesh.api.segment.v1.DescribeRequest\x1a*.splitmesh.api.segment.v1.DescribeResponse\x12`\n\x07Profile\x12(.splitmesh.api.segment.v1.ProfileRequest\x1a).splitmesh.api.segment.v1.ProfileResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitmesh.api.segment.v1.segment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_UPLINKSTATE']._serialized_start=2774
+  _globals['_UPLINKSTATE']._serialized_end=2922
   _globals['_RUNREQUEST']._serialized_start=132
-  _globals['_RUNREQUEST']._serialized_end=310
-  _globals['_OPEN']._serialized_start=312
-  _globals['_OPEN']._serialized_end=381
-  _globals['_SEGMENTFRAME']._serialized_start=384
-  _globals['_SEGMENTFRAME']._serialized_end=529
-  _globals['_CHUNK']._serialized_start=531
-  _globals['_CHUNK']._serialized_end=567
-  _globals['_RUNRESPONSE']._serialized_start=570
-  _globals['_RUNRESPONSE']._serialized_end=777
-  _globals['_ACCEPTED']._serialized_start=779
-  _globals['_ACCEPTED']._serialized_end=844
-  _globals['_RESULT']._serialized_start=847
-  _globals['_RESULT']._serialized_end=1028
-  _globals['_HOP']._serialized_start=1030
-  _globals['_HOP']._serialized_end=1126
-  _globals['_FRAMEERROR']._serialized_start=1128
-  _globals['_FRAMEERROR']._serialized_end=1194
-  _globals['_DESCRIBEREQUEST']._serialized_start=1196
-  _globals['_DESCRIBEREQUEST']._serialized_end=1213
-  _globals['_DESCRIBERESPONSE']._serialized_start=1216
-  _globals['_DESCRIBERESPONSE']._serialized_end=1363
-  _globals['_LOADEDSEGMENT']._serialized_start=1366
-  _globals['_LOADEDSEGMENT']._serialized_end=1623
-  _globals['_LIVETIMING']._serialized_start=1625
-  _globals['_LIVETIMING']._serialized_end=1701
-  _globals['_PROFILEREQUEST']._serialized_start=1703
-  _globals['_PROFILEREQUEST']._serialized_end=1803
-  _globals['_PROFILESTART']._serialized_start=1806
-  _globals['_PROFILESTART']._serialized_end=1940
-  _globals['_PROFILERESPONSE']._serialized_start=1943
-  _globals['_PROFILERESPONSE']._serialized_end=2071
-  _globals['_SEGMENTSERVICE']._serialized_start=2074
-  _globals['_SEGMENTSERVICE']._serialized_end=2375
+  _globals['_RUNREQUEST']._serialized_end=367
+  _globals['_OPEN']._serialized_start=369
+  _globals['_OPEN']._serialized_end=456
+  _globals['_CANCELFRAME']._serialized_start=458
+  _globals['_CANCELFRAME']._serialized_end=489
+  _globals['_SEGMENTFRAME']._serialized_start=492
+  _globals['_SEGMENTFRAME']._serialized_end=658
+  _globals['_CHUNK']._serialized_start=660
+  _globals['_CHUNK']._serialized_end=696
+  _globals['_RUNRESPONSE']._serialized_start=699
+  _globals['_RUNRESPONSE']._serialized_end=962
+  _globals['_ACCEPTED']._serialized_start=964
+  _globals['_ACCEPTED']._serialized_end=1029
+  _globals['_DRAINING']._serialized_start=1031
+  _globals['_DRAINING']._serialized_end=1041
+  _globals['_RESULT']._serialized_start=1044
+  _globals['_RESULT']._serialized_end=1245
+  _globals['_HOP']._serialized_start=1247
+  _globals['_HOP']._serialized_end=1343
+  _globals['_FRAMEERROR']._serialized_start=1345
+  _globals['_FRAMEERROR']._serialized_end=1431
+  _globals['_DESCRIBEREQUEST']._serialized_start=1433
+  _globals['_DESCRIBEREQUEST']._serialized_end=1450
+  _globals['_DESCRIBERESPONSE']._serialized_start=1453
+  _globals['_DESCRIBERESPONSE']._serialized_end=1651
+  _globals['_UPLINK']._serialized_start=1654
+  _globals['_UPLINK']._serialized_end=1940
+  _globals['_LOADEDSEGMENT']._serialized_start=1943
+  _globals['_LOADEDSEGMENT']._serialized_end=2323
+  _globals['_LIVETIMING']._serialized_start=2325
+  _globals['_LIVETIMING']._serialized_end=2401
+  _globals['_PROFILEREQUEST']._serialized_start=2403
+  _globals['_PROFILEREQUEST']._serialized_end=2503
+  _globals['_PROFILESTART']._serialized_start=2506
+  _globals['_PROFILESTART']._serialized_end=2640
+  _globals['_PROFILERESPONSE']._serialized_start=2643
+  _globals['_PROFILERESPONSE']._serialized_end=2771
+  _globals['_SEGMENTSERVICE']._serialized_start=2925
+  _globals['_SEGMENTSERVICE']._serialized_end=3226
 # @@protoc_insertion_point(module_scope)

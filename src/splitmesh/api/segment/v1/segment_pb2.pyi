@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from splitmesh.api.tensor.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -20,6 +21,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UplinkState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UplinkStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UplinkState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPLINK_STATE_UNSPECIFIED: _UplinkState.ValueType  # 0
+    """Not set."""
+    UPLINK_STATE_CONNECTING: _UplinkState.ValueType  # 1
+    """No stream is accepted."""
+    UPLINK_STATE_OPEN: _UplinkState.ValueType  # 2
+    """Gets frames."""
+    UPLINK_STATE_EJECTED: _UplinkState.ValueType  # 3
+    """Gets none for a while: it failed or was far slower than the others."""
+    UPLINK_STATE_DRAINING: _UplinkState.ValueType  # 4
+    """Said that it is about to stop."""
+
+class UplinkState(_UplinkState, metaclass=_UplinkStateEnumTypeWrapper):
+    """What a head does with a node behind it."""
+
+UPLINK_STATE_UNSPECIFIED: UplinkState.ValueType  # 0
+"""Not set."""
+UPLINK_STATE_CONNECTING: UplinkState.ValueType  # 1
+"""No stream is accepted."""
+UPLINK_STATE_OPEN: UplinkState.ValueType  # 2
+"""Gets frames."""
+UPLINK_STATE_EJECTED: UplinkState.ValueType  # 3
+"""Gets none for a while: it failed or was far slower than the others."""
+UPLINK_STATE_DRAINING: UplinkState.ValueType  # 4
+"""Said that it is about to stop."""
+Global___UplinkState: _TypeAlias = UplinkState  # noqa: Y015
+
 @_typing.final
 class RunRequest(_message.Message):
     """Client side of Run."""
@@ -29,6 +62,7 @@ class RunRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___Open:
         """First message of the stream."""
@@ -41,18 +75,23 @@ class RunRequest(_message.Message):
     def chunk(self) -> Global___Chunk:
         """A piece of the last header's payload."""
 
+    @_builtins.property
+    def cancel(self) -> Global___CancelFrame:
+        """Nobody waits for a frame any more."""
+
     def __init__(
         self,
         *,
         open: Global___Open | None = ...,
         frame: Global___SegmentFrame | None = ...,
         chunk: Global___Chunk | None = ...,
+        cancel: Global___CancelFrame | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "message", b"message", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "chunk", b"chunk", "frame", b"frame", "message", b"message", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "message", b"message", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "chunk", b"chunk", "frame", b"frame", "message", b"message", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "frame", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "frame", "chunk", "cancel"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -68,6 +107,7 @@ class Open(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
@@ -76,6 +116,10 @@ class Open(_message.Message):
     """Who opens: the head's node name, for the tail's log."""
     segment: _builtins.int
     """Which of the version's segments to run, counted from the head, which is 0; 0 here means 1, the one after the head."""
+    priority: _builtins.int
+    """How urgent this application's frames are beside others', 0..9. A level counts as much as a deadline that is 100 ms
+    nearer, so that nobody starves.
+    """
     def __init__(
         self,
         *,
@@ -83,14 +127,37 @@ class Open(_message.Message):
         version: _builtins.int = ...,
         node: _builtins.str = ...,
         segment: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "node", b"node", "segment", b"segment", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "node", b"node", "priority", b"priority", "segment", b"segment", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Open: _TypeAlias = Open  # noqa: Y015
+
+@_typing.final
+class CancelFrame(_message.Message):
+    """Nobody waits for a frame any more: it is dropped unless it is being computed already."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_ID_FIELD_NUMBER: _builtins.int
+    frame_id: _builtins.int
+    """The frame's number."""
+    def __init__(
+        self,
+        *,
+        frame_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_id", b"frame_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelFrame: _TypeAlias = CancelFrame  # noqa: Y015
 
 @_typing.final
 class SegmentFrame(_message.Message):
@@ -101,19 +168,19 @@ class SegmentFrame(_message.Message):
     FRAME_ID_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
-    TRACEPARENT_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """The sender's number, unique within the stream."""
     payload: _builtins.bytes
     """The payload when header.chunk_count is 0."""
-    traceparent: _builtins.str
-    """W3C trace context of this frame."""
     deadline_ms: _builtins.int
     """Milliseconds after arrival beyond which the answer is useless: the frame is then dropped before compute."""
+    trace_context: _builtins.bytes
+    """W3C trace context of this frame as 25 bytes: trace id (16), span id (8), flags (1). Empty: nobody traces it."""
     @_builtins.property
     def header(self) -> _tensor_pb2.FrameHeader:
-        """What follows."""
+        """What follows. Its tensors may be left out when they are what the version states for this cut, one sample of it."""
 
     def __init__(
         self,
@@ -121,12 +188,12 @@ class SegmentFrame(_message.Message):
         frame_id: _builtins.int = ...,
         header: _tensor_pb2.FrameHeader | None = ...,
         payload: _builtins.bytes = ...,
-        traceparent: _builtins.str = ...,
         deadline_ms: _builtins.int = ...,
+        trace_context: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "frame_id", b"frame_id", "header", b"header", "payload", b"payload", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "frame_id", b"frame_id", "header", b"header", "payload", b"payload", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,6 +234,7 @@ class RunResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     FRAME_ERROR_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___Accepted:
         """Answer to open."""
@@ -179,18 +247,23 @@ class RunResponse(_message.Message):
     def frame_error(self) -> Global___FrameError:
         """A frame that could not be answered."""
 
+    @_builtins.property
+    def draining(self) -> Global___Draining:
+        """The node is about to stop: it answers what it has and takes no more; frames that arrive after it get NOT_READY."""
+
     def __init__(
         self,
         *,
         accepted: Global___Accepted | None = ...,
         result: Global___Result | None = ...,
         frame_error: Global___FrameError | None = ...,
+        draining: Global___Draining | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "draining", b"draining", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "draining", b"draining", "frame_error", b"frame_error", "message", b"message", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "result", "frame_error"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "result", "frame_error", "draining"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -227,6 +300,23 @@ class Accepted(_message.Message):
 Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
+class Draining(_message.Message):
+    """No more frames, please."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Draining: _TypeAlias = Draining  # noqa: Y015
+
+@_typing.final
 class Result(_message.Message):
     """The segment's outputs for one frame."""
 
@@ -238,6 +328,7 @@ class Result(_message.Message):
     COMPUTE_MS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     ONWARD_FIELD_NUMBER: _builtins.int
+    BACKLOG_MS_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """The frame's number."""
     queue_ms: _builtins.float
@@ -246,6 +337,8 @@ class Result(_message.Message):
     """Compute of the batch this frame was in, in milliseconds."""
     batch_size: _builtins.int
     """Number of frames in that batch."""
+    backlog_ms: _builtins.float
+    """How long a frame would wait before compute if it arrived now, in milliseconds: the node's own estimate."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """Output tensors in the order of the graph."""
@@ -263,10 +356,11 @@ class Result(_message.Message):
         compute_ms: _builtins.float = ...,
         batch_size: _builtins.int = ...,
         onward: _abc.Iterable[Global___Hop] | None = ...,
+        backlog_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compute_ms", b"compute_ms", "frame_id", b"frame_id", "onward", b"onward", "outputs", b"outputs", "queue_ms", b"queue_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_ms", b"backlog_ms", "batch_size", b"batch_size", "compute_ms", b"compute_ms", "frame_id", b"frame_id", "onward", b"onward", "outputs", b"outputs", "queue_ms", b"queue_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -318,8 +412,11 @@ class FrameError(_message.Message):
 
     FRAME_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    BACKLOG_MS_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """The frame's number."""
+    backlog_ms: _builtins.float
+    """As in Result."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """Status with one google.rpc.ErrorInfo; RetryInfo when trying again can help."""
@@ -329,10 +426,11 @@ class FrameError(_message.Message):
         *,
         frame_id: _builtins.int = ...,
         status: _status_pb2.Status | None = ...,
+        backlog_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_id", b"frame_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_ms", b"backlog_ms", "frame_id", b"frame_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -366,6 +464,7 @@ class DescribeResponse(_message.Message):
     QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    UPLINKS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node name."""
     queue_length: _builtins.int
@@ -378,6 +477,10 @@ class DescribeResponse(_message.Message):
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadedSegment]:
         """One entry per loaded version."""
 
+    @_builtins.property
+    def uplinks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Uplink]:
+        """Of a head: its streams to nodes behind it."""
+
     def __init__(
         self,
         *,
@@ -386,14 +489,89 @@ class DescribeResponse(_message.Message):
         queue_length: _builtins.int = ...,
         threads: _builtins.int = ...,
         backend: _builtins.str = ...,
+        uplinks: _abc.Iterable[Global___Uplink] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "node", b"node", "queue_length", b"queue_length", "segments", b"segments", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "node", b"node", "queue_length", b"queue_length", "segments", b"segments", "threads", b"threads", "uplinks", b"uplinks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+
+@_typing.final
+class Uplink(_message.Message):
+    """A head's stream to one node, as the head sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    HEDGED_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    BACKLOG_MS_FIELD_NUMBER: _builtins.int
+    GOODPUT_MBPS_FIELD_NUMBER: _builtins.int
+    RTT_MS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node behind it; empty while it has not accepted."""
+    address: _builtins.str
+    """Where it is, host:port."""
+    model: _builtins.str
+    """Model by name."""
+    version: _builtins.int
+    """Its version."""
+    state: Global___UplinkState.ValueType
+    """Whether frames are sent to it now."""
+    in_flight: _builtins.int
+    """Frames without an answer."""
+    answered: _builtins.int
+    """Frames that it answered."""
+    failed: _builtins.int
+    """Frames that it did not answer in time, refused, or whose stream broke."""
+    hedged: _builtins.int
+    """Of all frames: sent a second time to another node because this one was late."""
+    latency_ms: _builtins.float
+    """What a frame takes there and back, compute included: the peak-sensitive moving average, milliseconds."""
+    backlog_ms: _builtins.float
+    """The node's own word on how long a frame would wait, milliseconds."""
+    goodput_mbps: _builtins.float
+    """Bytes per second that get through, seen from what is sent anyway; in Mbit/s. 0: not known."""
+    rtt_ms: _builtins.float
+    """Round trip without queueing, milliseconds. 0: not known."""
+    loss: _builtins.float
+    """Share of TCP segments that were sent again, 0..1."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        state: Global___UplinkState.ValueType = ...,
+        in_flight: _builtins.int = ...,
+        answered: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        hedged: _builtins.int = ...,
+        latency_ms: _builtins.float = ...,
+        backlog_ms: _builtins.float = ...,
+        goodput_mbps: _builtins.float = ...,
+        rtt_ms: _builtins.float = ...,
+        loss: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "answered", b"answered", "backlog_ms", b"backlog_ms", "failed", b"failed", "goodput_mbps", b"goodput_mbps", "hedged", b"hedged", "in_flight", b"in_flight", "latency_ms", b"latency_ms", "loss", b"loss", "model", b"model", "node", b"node", "rtt_ms", b"rtt_ms", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Uplink: _TypeAlias = Uplink  # noqa: Y015
 
 @_typing.final
 class LoadedSegment(_message.Message):
@@ -408,7 +586,14 @@ class LoadedSegment(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    BACKLOG_MS_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
@@ -419,6 +604,20 @@ class LoadedSegment(_message.Message):
     """Which of the version's segments, counted from the head, which is 0."""
     threads: _builtins.int
     """Threads inside one operator."""
+    whole: _builtins.bool
+    """It is the whole model and no segment of it."""
+    waiting: _builtins.int
+    """Frames waiting now."""
+    backlog_ms: _builtins.float
+    """How long a frame would wait before compute if it arrived now, milliseconds."""
+    computed: _builtins.int
+    """Frames computed since it was loaded."""
+    refused: _builtins.int
+    """Frames refused because the queue was full."""
+    expired: _builtins.int
+    """Frames dropped before compute because their deadline had passed."""
+    cancelled: _builtins.int
+    """Frames dropped before compute because nobody waited for them any more."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]:
         """Inputs that a frame must carry; -1 stands for the batch."""
@@ -441,11 +640,18 @@ class LoadedSegment(_message.Message):
         backend: _builtins.str = ...,
         segment: _builtins.int = ...,
         threads: _builtins.int = ...,
+        whole: _builtins.bool = ...,
         live: _abc.Iterable[Global___LiveTiming] | None = ...,
+        waiting: _builtins.int = ...,
+        backlog_ms: _builtins.float = ...,
+        computed: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        expired: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "inputs", b"inputs", "live", b"live", "model", b"model", "outputs", b"outputs", "segment", b"segment", "threads", b"threads", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backlog_ms", b"backlog_ms", "cancelled", b"cancelled", "computed", b"computed", "expired", b"expired", "inputs", b"inputs", "live", b"live", "model", b"model", "outputs", b"outputs", "refused", b"refused", "segment", b"segment", "threads", b"threads", "version", b"version", "waiting", b"waiting", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,7 +58,7 @@ class SegmentServiceServicer:
 
     def Run(self, request_iterator, context):
         """One stream of frames for one model version. First message: open. Then frames, each answered by result or frame_error
-        in any order. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
+        as soon as it is ready, in any order; after cancel by a frame_error CANCELLED, or by a result that was ready already. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

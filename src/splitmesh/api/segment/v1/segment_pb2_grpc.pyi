@@ -35,7 +35,7 @@ class SegmentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SegmentServiceAsyncStub: ...
     Run: _grpc.StreamStreamMultiCallable[_segment_pb2.RunRequest, _segment_pb2.RunResponse]
     """One stream of frames for one model version. First message: open. Then frames, each answered by result or frame_error
-    in any order. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
+    as soon as it is ready, in any order; after cancel by a frame_error CANCELLED, or by a result that was ready already. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_segment_pb2.DescribeRequest, _segment_pb2.DescribeResponse]
     """What this node has loaded."""
@@ -52,7 +52,7 @@ class SegmentServiceAsyncStub(SegmentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Run: _aio.StreamStreamMultiCallable[_segment_pb2.RunRequest, _segment_pb2.RunResponse]  # type: ignore[assignment]
     """One stream of frames for one model version. First message: open. Then frames, each answered by result or frame_error
-    in any order. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
+    as soon as it is ready, in any order; after cancel by a frame_error CANCELLED, or by a result that was ready already. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_segment_pb2.DescribeRequest, _segment_pb2.DescribeResponse]  # type: ignore[assignment]
     """What this node has loaded."""
@@ -72,7 +72,7 @@ class SegmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_segment_pb2.RunResponse], _abc.AsyncIterator[_segment_pb2.RunResponse]]:
         """One stream of frames for one model version. First message: open. Then frames, each answered by result or frame_error
-        in any order. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
+        as soon as it is ready, in any order; after cancel by a frame_error CANCELLED, or by a result that was ready already. Errors that end the stream: VERSION_NOT_FOUND, MODEL_NOT_FOUND, PROTOCOL_VIOLATION, NOT_READY.
         """
 
     @_abc_1.abstractmethod

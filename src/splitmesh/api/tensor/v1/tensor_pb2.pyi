@@ -206,7 +206,7 @@ class FrameHeader(_message.Message):
     """CRC-32C of the packed payload."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
-        """The tensors, in the order of their bytes in the payload."""
+        """The tensors, in the order of their bytes in the payload. Empty where both sides know them."""
 
     def __init__(
         self,

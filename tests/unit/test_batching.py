@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from cloud.tail.batch import Batcher, Computed
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.batching import Batcher, Computed
 from splitmesh.tensor.spec import Array
 
 WAIT_S = 5.0
