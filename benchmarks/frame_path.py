@@ -100,10 +100,11 @@ async def _road(mesh: LocalMesh, pictures: list[bytes], who: AnsweredBy, window:
                 times.append((time.perf_counter() - start) * 1000)
                 others += answer.answered_by is not who
         else:
-            async for outcome in gateway.stream(pictures, window=window):
-                if isinstance(outcome, Answer):
-                    times.append(outcome.timings.total_ms)
-                    others += outcome.answered_by is not who
+            async with gateway.stream(window=window) as stream:
+                async for outcome in stream.run(pictures):
+                    if isinstance(outcome, Answer):
+                        times.append(outcome.timings.total_ms)
+                        others += outcome.answered_by is not who
         elapsed_s = time.perf_counter() - begun
     road = "tail" if who is AnsweredBy.CLOUD_TAIL else "exit"
     return _row(f"{road}, {link}", window, times, elapsed_s, others)

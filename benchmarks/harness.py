@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,9 +81,18 @@ def publish(result: Result) -> None:
 
 @asynccontextmanager
 async def deployed_mesh(
-    link: LinkProfile, *, frames: int, max_disagreement: float = 0.02, calibration: int = 1000
+    link: LinkProfile,
+    *,
+    frames: int,
+    max_disagreement: float = 0.02,
+    calibration: int = 1000,
+    tails: int = 1,
+    settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> AsyncIterator[tuple[LocalMesh, list[bytes]]]:
-    """Separate processes with the shipped model cut at its waist, an exit attached and a policy in force."""
+    """Separate processes with the shipped model cut at its waist, an exit attached and a policy in force.
+
+    ``tails`` and ``settings`` are :class:`LocalMesh`'s.
+    """
     work_dir = Path(tempfile.mkdtemp(prefix="splitmesh-bench-"))
     preprocess = Preprocess.model_validate_json((SHIPPED_MODEL / "preprocess.json").read_bytes())
     pictures = rendered_frames(frames, calibration, preprocess, lambda _: None)
@@ -92,7 +101,9 @@ async def deployed_mesh(
     )
     parts[CALIBRATION] = pack_calibration(pictures.calibration)
     try:
-        async with LocalMesh(ProcessLauncher(ROOT, work_dir), work_dir, link=link) as mesh:
+        async with LocalMesh(
+            ProcessLauncher(ROOT, work_dir), work_dir, link=link, tails=tails, settings=settings
+        ) as mesh:
             registry = RegistryClient(mesh.channels)
             pushed = await registry.create_version(MODEL, parts, created_by="push")
             split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, [CUT])

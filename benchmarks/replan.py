@@ -310,15 +310,16 @@ class _Camera:
             await asyncio.sleep(EVERY_S)
 
     async def _receive(self) -> None:
-        async for outcome in self._gateway.stream(self._frames(), window=64):
-            sent_s, frames = self._sent[outcome.frame_id]
-            frames.twice += outcome.frame_id in self._answered
-            self._answered.add(outcome.frame_id)
-            if isinstance(outcome, Answer):
-                frames.times_ms.append((time.monotonic() - sent_s) * 1e3)
-                frames.versions.append((sent_s, time.monotonic(), outcome.version))
-            else:
-                frames.failed += 1
+        async with self._gateway.stream(window=64) as stream:
+            async for outcome in stream.run(self._frames()):
+                sent_s, frames = self._sent[outcome.frame_id]
+                frames.twice += outcome.frame_id in self._answered
+                self._answered.add(outcome.frame_id)
+                if isinstance(outcome, Answer):
+                    frames.times_ms.append((time.monotonic() - sent_s) * 1e3)
+                    frames.versions.append((sent_s, time.monotonic(), outcome.version))
+                else:
+                    frames.failed += 1
 
 
 def _reactions(steps: Sequence[tuple[float, Frames]]) -> list[float]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from splitmesh.kernel.loops import ForgivingLoop
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="inprocess",
         help="where services of integration tests run; tests that kill a service always use processes",
     )
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Every test has a loop of its own: gRPC tells of calls that one test cancelled in the loop of the next."""
+    return {"forgiving": ForgivingLoop}
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# Installs the real programs that tests talk to: Consul (service discovery) and buf (proto lint, gRPC calls).
+# Installs the real programs that tests talk to: Consul (service discovery), buf (proto lint, gRPC calls), and NVIDIA's
+# clients of the Open Inference Protocol (tritonclient, perf_analyzer), unmodified.
 #
-# For Debian 12 (bookworm), as root. Idempotent: quick when both are there. Needs an apt mirror and the npm registry that
-# this machine is configured for; no host is named here.
+# For Debian 12 (bookworm), as root. Idempotent: quick when all are there. Needs an apt mirror, the npm registry and the Python
+# index that this machine is configured for; no host is named here.
 #
 # bookworm has no Consul, bullseye's main archive has. bullseye never enters the machine's own apt sources: its index lives
 # in a temporary folder for as long as this script runs, and exactly one .deb is taken from it, checked against Debian's key.
 set -euo pipefail
 
 readonly BUF_VERSION="1.75.0"
+readonly TRITONCLIENT_VERSION="2.73.0"
+# The last releases of tritonclient carry no perf_analyzer any more; this one's is linked against two libraries beside Debian's.
+readonly PERF_ANALYZER_FROM="2.41.1"
+readonly CUDA_RUNTIME_VERSION="12.9.79"
 readonly OLD_SUITE="bullseye"
 readonly KEYRING="/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -89,5 +94,52 @@ install_buf() {
     say "installed buf ${BUF_VERSION}"
 }
 
+# In an environment of its own: it wants an older protobuf than the product does.
+install_tritonclient() {
+    local folder="${TOOLS}/tritonclient"
+    if [[ "$("${folder}/bin/python" -c 'import importlib.metadata as m; print(m.version("tritonclient"))' 2>/dev/null)" == "${TRITONCLIENT_VERSION}" ]]; then
+        say "tritonclient ${TRITONCLIENT_VERSION} is there"
+        return
+    fi
+    say "installing tritonclient ${TRITONCLIENT_VERSION} into ${folder#"${ROOT}"/}"
+    python3 -c 'import venv, ensurepip' 2>/dev/null || die "python3-venv is missing: apt-get install python3-venv"
+    rm -rf "${folder}"
+    python3 -m venv "${folder}"
+    "${folder}/bin/python" -m pip --disable-pip-version-check install -qq "tritonclient[grpc]==${TRITONCLIENT_VERSION}"
+    "${folder}/bin/python" -c 'import tritonclient.grpc.aio' || die "tritonclient cannot be imported after its installation"
+    say "installed tritonclient ${TRITONCLIENT_VERSION}"
+}
+
+# A binary for 64-bit PCs; elsewhere its tests are skipped.
+install_perf_analyzer() {
+    local folder="${TOOLS}/perf_analyzer"
+    if [[ -x "${folder}/perf_analyzer" ]] && "${folder}/perf_analyzer" --version >/dev/null 2>&1; then
+        say "perf_analyzer is there: $("${folder}/perf_analyzer" --version 2>&1)"
+        return
+    fi
+    if [[ "$(uname -m)" != x86_64 ]]; then
+        say "perf_analyzer has no binary for $(uname -m)"
+        return
+    fi
+    say "installing perf_analyzer into ${folder#"${ROOT}"/}"
+    rm -rf "${folder}"
+    mkdir -p "${folder}/deb"
+    "${TOOLS}/tritonclient/bin/python" -m pip --disable-pip-version-check install -qq --no-deps --target "${folder}/wheels" \
+        "tritonclient==${PERF_ANALYZER_FROM}" "nvidia-cuda-runtime-cu12==${CUDA_RUNTIME_VERSION}"
+    (cd "${folder}/deb" && { apt-get download -qq libb64-0d 2>/dev/null || { refresh_index; apt-get download -qq libb64-0d; }; })
+    dpkg-deb --extract "${folder}"/deb/libb64-0d_*.deb "${folder}/deb"
+    cat >"${folder}/perf_analyzer" <<'END'
+#!/usr/bin/env bash
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+export LD_LIBRARY_PATH="${here}/wheels/nvidia/cuda_runtime/lib:${here}/deb/usr/lib/x86_64-linux-gnu"
+exec "${here}/wheels/bin/perf_analyzer" "$@"
+END
+    chmod +x "${folder}/perf_analyzer" "${folder}/wheels/bin/perf_analyzer"
+    rm "${folder}/wheels/bin/perf_client" # the same once more
+    say "installed $("${folder}/perf_analyzer" --version 2>&1)"
+}
+
 install_consul
 install_buf
+install_tritonclient
+install_perf_analyzer

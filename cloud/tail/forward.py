@@ -76,9 +76,10 @@ class Onward:
 
 @asynccontextmanager
 async def onward(
-    loaded: Loaded, channels: Channels, settings: TailSettings, telemetry: Telemetry
+    loaded: Loaded, channels: Channels, settings: TailSettings, telemetry: Telemetry, *, priority: int
 ) -> AsyncIterator[Onward | None]:
-    """The way on from a segment, accepted by a next node; None where the segment is the last.
+    """The way on from a segment, accepted by a next node; None where the segment is the last. ``priority`` is that of the
+    stream's frames here, and holds there too.
 
     Raises MeshError NOT_READY when no next node accepts within ``next_wait_s``.
     """
@@ -92,6 +93,8 @@ async def onward(
         settings.node,
         service=settings.next_service,
         segment=loaded.segment + 1,
+        wire=loaded.onward,
+        priority=priority,
     )
     try:
         await link.start()

@@ -4,51 +4,77 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from cloud.tail.config import TailSettings
+from cloud.tail.warm import open_warm
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import VersionInfo
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.batching import Batcher
 from splitmesh.kernel.config import ENV_PREFIX
+from splitmesh.kernel.slots import ComputeSlots
 from splitmesh.model.hop_codec import hop_codec
-from splitmesh.model.manifest import Hop, SplitInfo
-from splitmesh.runtime import Session, open_session
+from splitmesh.model.manifest import Hop, Manifest
+from splitmesh.runtime import Session
 from splitmesh.runtime.timing import LiveTimings
-from splitmesh.tensor import DTYPES, Codec
-from splitmesh.tensor.spec import Array, TensorSpec
+from splitmesh.tensor import Codec
+from splitmesh.tensor.spec import TensorSpec
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int, int]
 """Model, version, number of the segment."""
 
+WHOLE = -1
+"""Instead of a segment's number: the version's whole model."""
+
 
 @dataclass(slots=True)
 class Loaded:
-    """A segment in memory."""
+    """A segment, or a whole model, in memory."""
 
     model: str
     version: int
     segment: int
-    """Its number, counted from the head, which is 0."""
+    """Its number, counted from the head, which is 0; ``WHOLE`` for the whole model."""
     session: Session
     batcher: Batcher
     wire: tuple[TensorSpec, ...]
-    """What a frame must carry, in this order."""
+    """What a frame must carry, in this order; of a whole model its inputs."""
     onward: tuple[TensorSpec, ...]
     """What the next segment takes; empty where this one is the last."""
     live: LiveTimings
     """What the session's runs take."""
     codecs: Mapping[str, Codec]
     """Those of this version that frames may be packed with, by name, beside the ones for anything."""
+    batchable: bool
+    """Frames may be computed together."""
     streams: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """It is the whole model and no segment of it."""
+        return self.segment == WHOLE
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+        what = "the whole" if self.whole else f"segment {self.segment}"
+        return f"{what} of {self.model} version {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a segment stands in its version."""
+
+    artifact: str
+    taken: tuple[TensorSpec, ...]
+    onward: tuple[TensorSpec, ...]
+    hop: Hop | None
+    """The one that leads into it; None before a whole model."""
 
 
 class Segments:
@@ -57,7 +83,13 @@ class Segments:
     def __init__(self, cache: ModelCache, settings: TailSettings) -> None:
         self._cache = cache
         self._settings = settings
+        self._slots = ComputeSlots(
+            settings.slots(),
+            max_frames=settings.max_queue_total,
+            max_bytes=settings.max_queue_bytes,
+        )
         self._loaded: dict[Key, Loaded] = {}
+        self._stopping = set[asyncio.Task[None]]()
         self._lock = asyncio.Lock()
 
     async def start(self) -> None:
@@ -65,10 +97,13 @@ class Segments:
 
     async def stop(self) -> None:
         """Unload everything."""
-        for loaded in self._loaded.values():
-            await loaded.batcher.stop()
-            loaded.session.close()
-        self._loaded.clear()
+        await self._let_go(list(self._loaded))
+        await asyncio.gather(*self._stopping)
+        await self._slots.stop()
+
+    def backlog_ms(self) -> float:
+        """How long a frame would wait before compute if it came now: this node's estimate, over all segments."""
+        return self._slots.wait_s() * 1000
 
     def loaded(self) -> list[Loaded]:
         """What is in memory."""
@@ -76,7 +111,12 @@ class Segments:
 
     @asynccontextmanager
     async def use(self, model: str, version: int, segment: int) -> AsyncIterator[Loaded]:
-        """The segment, loaded when needed and not unloaded inside the block."""
+        """The segment, or the whole model for ``WHOLE``, loaded when needed and not unloaded inside the block.
+
+        Each has a batcher of its own. Raises MeshError MODEL_INCOMPLETE when the version has no such part, FIELD_INVALID
+        for a segment that it does not have, QUEUE_FULL when everything in memory is in use, NOT_READY when loading takes
+        too long or the node lacks a next one, and what the registry raises.
+        """
         key = (model, version, segment)
         loaded = self._loaded.pop(key, None)
         if loaded is None:
@@ -90,45 +130,69 @@ class Segments:
         finally:
             loaded.streams -= 1
 
+    async def unload(self, model: str, segment: int) -> bool:
+        """Let every version of a model's segment go; whether there was one. QUEUE_FULL while a stream uses one."""
+        keys = [key for key in self._loaded if (key[0], key[2]) == (model, segment)]
+        if any(self._loaded[key].streams for key in keys):
+            raise MeshError(Reason.QUEUE_FULL, f"{model!r} is in use", retry_after_s=1.0)
+        await self._let_go(keys)
+        return bool(keys)
+
     async def _load(self, model: str, version: int, segment: int) -> Loaded:
-        await self._make_room()
         try:
             async with asyncio.timeout(self._settings.load_deadline_s):
                 info = await self._cache.version(model, version)
-                manifest = await self._cache.manifest(info)
-                if manifest.split is None:
-                    raise MeshError(Reason.MODEL_INCOMPLETE, f"{model} version {version} is not split: it has no tail")
-                taken, onward = self._place(manifest.split, segment)
-                content = await self._cache.part(info, manifest.split.segments()[segment].artifact)
-                codecs = await self._codecs(info, manifest.split.hops()[segment - 1])
-                session, batchable = await asyncio.to_thread(_open_warm, content, self._settings)
+                place = self._place(info, await self._cache.manifest(info), segment)
+                content = await self._cache.part(info, place.artifact)
+                codecs = await self._codecs(info, place.hop)
+                # Only now: nothing makes way for what does not exist or cannot be fetched.
+                await self._make_room()
+                warm = await asyncio.to_thread(open_warm, content, self._settings)
         except TimeoutError as error:
             raise MeshError(
                 Reason.NOT_READY, f"{model} version {version} was not loaded in {self._settings.load_deadline_s} s"
             ) from error
         live = LiveTimings()
         batcher = Batcher(
-            session.run,
+            warm.session.run,
+            slots=self._slots,
             max_batch=self._settings.max_batch,
             max_delay_s=self._settings.max_batch_delay_ms / 1000,
             max_queue=self._settings.max_queue,
+            times=warm.times,
             on_run=live.record,
-            alone=not batchable,
+            alone=not warm.batchable,
         )
-        batcher.start()
-        log.info("loaded segment %d of %s version %d", segment, model, version)
-        return Loaded(model, version, segment, session, batcher, taken, onward, live, codecs)
+        loaded = Loaded(
+            model, version, segment, warm.session, batcher, place.taken, place.onward, live, codecs, warm.batchable
+        )
+        log.info("loaded %s", loaded.name)
+        return loaded
 
-    async def _codecs(self, info: VersionInfo, hop: Hop) -> dict[str, Codec]:
+    async def _codecs(self, info: VersionInfo, hop: Hop | None) -> dict[str, Codec]:
         """What the hop into a segment is coded with, where it has tables of its own."""
-        if hop.coding is None:
+        if hop is None or hop.coding is None:
             return {}
         content = await self._cache.part(info, hop.coding.artifact)
         codec = await asyncio.to_thread(hop_codec, hop, hop.coding, content)
         return {codec.name: codec}
 
-    def _place(self, split: SplitInfo, segment: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """What a segment takes, and what it passes on."""
+    def _place(self, info: VersionInfo, manifest: Manifest, segment: int) -> _Place:
+        """Which file of the version, what it takes, and what it passes on."""
+        if segment == WHOLE:
+            whole = manifest.whole
+            if whole.artifact not in info.artifacts:
+                raise MeshError(
+                    Reason.MODEL_INCOMPLETE,
+                    f"{info.model} version {info.version} does not carry its whole model ({whole.artifact})",
+                    metadata={"missing": whole.artifact},
+                )
+            return _Place(whole.artifact, tuple(tensor.spec() for tensor in whole.inputs), (), None)
+        if manifest.split is None:
+            raise MeshError(
+                Reason.MODEL_INCOMPLETE, f"{info.model} version {info.version} is not split: it has no tail"
+            )
+        split = manifest.split
         last = len(split.segments()) - 1
         if not 1 <= segment <= last:
             raise field_error("segment", f"is {segment}; this version has segments 1..{last} behind its head")
@@ -138,8 +202,10 @@ class Segments:
                 f"segment {segment} of {last} is not the last, and this node knows no next one: set "
                 f"{ENV_PREFIX}NEXT_SERVICE",
             )
-        wires = [tuple(tensor.spec() for tensor in hop.wire) for hop in split.hops()]
-        return wires[segment - 1], wires[segment] if segment < last else ()
+        hops = split.hops()
+        wires = [tuple(tensor.spec() for tensor in hop.wire) for hop in hops]
+        onward = wires[segment] if segment < last else ()
+        return _Place(split.segments()[segment].artifact, wires[segment - 1], onward, hops[segment - 1])
 
     async def _make_room(self) -> None:
         while len(self._loaded) >= self._settings.max_loaded_segments:
@@ -150,46 +216,19 @@ class Segments:
                     f"all {len(self._loaded)} segments in memory are in use",
                     retry_after_s=5.0,
                 )
-            loaded = self._loaded.pop(idle)
-            await loaded.batcher.stop()
-            loaded.session.close()
-            log.info("unloaded segment %d of %s version %d", loaded.segment, loaded.model, loaded.version)
+            await self._let_go([idle])
+
+    async def _let_go(self, keys: Sequence[Key]) -> None:
+        # Out of reach at once: while one stops, nobody may begin to use another. And all stop, also when who asked for it
+        # goes away meanwhile.
+        stopping = asyncio.create_task(_stop([self._loaded.pop(key) for key in keys]))
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
+        await asyncio.shield(stopping)
 
 
-def _open_warm(content: bytes, settings: TailSettings) -> tuple[Session, bool]:
-    """A segment that has run, so that no frame pays for the first run; and whether frames may be computed together.
-
-    It runs on noise, for one sample and for the largest batch. A detector that lists what it finds in all samples of a
-    batch must get them one by one: nothing would say which row is whose. It shows in the number of rows.
-    """
-    session = open_session(content, threads=settings.compute_threads, max_run_s=settings.max_run_s)
-    try:
-        return session, _runs_in_batches(session, settings.max_batch)
-    except BaseException:
-        session.close()
-        raise
-
-
-def _runs_in_batches(session: Session, most: int) -> bool:
-    batchable = all(spec.shape[:1] == (-1,) for spec in (*session.inputs, *session.outputs))
-    for batch in {1, most if batchable else 1}:
-        shapes = [
-            tuple(batch if axis == 0 and dim == -1 else max(dim, 1) for axis, dim in enumerate(spec.shape))
-            for spec in session.inputs
-        ]
-        if any(-1 in spec.shape[1:] for spec in session.inputs) or math.prod(map(math.prod, shapes)) == 0:
-            return batchable
-        feeds = {spec.name: _noise(spec, shape) for spec, shape in zip(session.inputs, shapes, strict=True)}
-        outputs = session.run(feeds)
-        batchable = batchable and all(array.shape[:1] == (batch,) for array in outputs.values())
-    return batchable
-
-
-def _noise(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    dtype, random = DTYPES[spec.dtype], np.random.default_rng(0)
-    if dtype.kind == "f":
-        return random.random(shape).astype(dtype)
-    if spec.dtype == "uint8":
-        return random.integers(0, 256, shape, np.uint8)
-    # Other integers may be places in something.
-    return np.zeros(shape, dtype)
+async def _stop(gone: Sequence[Loaded]) -> None:
+    for loaded in gone:
+        await loaded.batcher.stop()
+        loaded.session.close()
+        log.info("unloaded %s", loaded.name)

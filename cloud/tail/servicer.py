@@ -18,10 +18,8 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self._streams = streams
         self._timer = timer
 
-    async def Run(
-        self, request_iterator: AsyncIterator[segment_pb2.RunRequest], context: Any
-    ) -> AsyncIterator[segment_pb2.RunResponse]:
-        """One stream of frames for one model version."""
+    async def Run(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """One stream of frames for one model version; requests are lifted (``kernel/large_fields.py``)."""
         async with aclosing(self._streams.serve(aiter(request_iterator))) as responses:
             async for response in responses:
                 yield response

@@ -13,6 +13,8 @@ import numpy as np
 
 from splitmesh.client.registry import VersionInfo
 from splitmesh.client.segment import SegmentLink
+from splitmesh.kernel.batch_times import BatchTimes
+from splitmesh.model.classes import ScoreForm
 from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.model.manifest import Manifest
 from splitmesh.model.rates import RateChooser
@@ -45,6 +47,16 @@ class ActiveModel:
     """Codes what crosses, at one of several rates; None: a general codec packs it."""
     rates: RateChooser | None = None
     """Which rate; None with ``coder``."""
+    scores: ScoreForm | None = None
+    """What the model's class output holds; None until a whole answer was seen."""
+    threads: int = 1
+    """Inside an operator of the session."""
+    company: int = 1
+    """Most frames that the session computes together; 1: it computes each alone."""
+    priority: int = 0
+    """How urgent the model's frames are beside others', 0..9."""
+    took: BatchTimes = field(default_factory=BatchTimes)
+    """What a frame takes from a worker: decoding, the head, packing."""
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 

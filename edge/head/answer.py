@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from opentelemetry.trace import Span as OtelSpan
 
 from edge.head.active import ActiveModel
 from edge.head.config import HeadSettings
+from edge.head.fill import disagrees, exit_gives_outputs, fill, fill_from_exit
 from edge.head.follow import Models
-from edge.head.frame import FrameAnswer, FrameRequest, StageTimes
+from edge.head.frame import FrameAnswer, FrameRequest, StageTimes, Tensors
+from edge.head.line import BEHIND_ALL, Line
 from edge.head.perceive import Perceived, perceive
 from edge.head.report import Outcomes
 from edge.head.ways import Ways
@@ -28,11 +29,8 @@ from splitmesh.client.segment import SegmentLink, SegmentResult
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.signals import Attr, Span
 from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_context_of, trace_id_of
-from splitmesh.model.classes import as_probabilities
-from splitmesh.model.finding import SOMETHING, something_found
 from splitmesh.model.gate import confidence
 from splitmesh.tensor import TensorLimits
-from splitmesh.tensor.spec import Array
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class Answerer:
         self._settings = settings
         self._telemetry = telemetry
         self._outcomes = outcomes
-        self._workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="head")
+        self._line = Line(settings.workers)
         self._limits = TensorLimits(max_size_bytes=settings.max_frame_bytes)
         self._in_progress = 0
         self._shadows: set[asyncio.Task[None]] = set()
@@ -74,7 +72,7 @@ class Answerer:
         for task in self._shadows:
             task.cancel()
         await asyncio.gather(*self._shadows, return_exceptions=True)
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._line.close()
 
     async def answer(self, request: FrameRequest) -> FrameAnswer:
         """The frame's answer.
@@ -82,7 +80,7 @@ class Answerer:
         Raises MeshError for a bad frame, QUEUE_FULL when too many are in progress, DEADLINE_EXPIRED, and, for a version
         without an exit, what kept the tail from answering.
         """
-        arrived_ns = time.time_ns()
+        arrived_ns = time.time_ns() - round(request.waited_ms * 1e6)
         attributes: dict[Attr, AttrValue] = {
             Attr.CAMERA_ID: request.camera_id[:128],
             Attr.FRAME_ID: request.frame_id,
@@ -108,18 +106,23 @@ class Answerer:
             finally:
                 self._in_progress -= 1
 
+    def refused(self, model: str, reason: Reason) -> None:
+        """Count a frame that was refused before it came here, or given up, at the version that would have answered it."""
+        with suppress(MeshError):  # nobody's, where the model is not here
+            self._outcomes.refused(self._models.ways(model).current.info, reason)
+
     async def _answer(
         self, request: FrameRequest, ways: Ways, active: ActiveModel, span: OtelSpan, arrived_ns: int
     ) -> FrameAnswer:
         deadline_ms = min(request.deadline_ms or self._settings.default_deadline_ms, MAX_DEADLINE_MS)
+        if request.waited_ms >= deadline_ms:
+            raise MeshError(Reason.DEADLINE_EXPIRED, f"it waited {request.waited_ms:.0f} ms for its turn")
         loop = asyncio.get_running_loop()
-        frame = _Frame(request, ways, active, span, arrived_ns, loop.time() + deadline_ms / 1000)
+        frame = _Frame(request, ways, active, span, arrived_ns, loop.time() + (deadline_ms - request.waited_ms) / 1000)
         try:
             async with asyncio.timeout_at(frame.expires):
-                escalate = request.outputs_needed and not _exit_gives_outputs(active)
-                seen = await loop.run_in_executor(
-                    self._workers, partial(self._perceive, active, request, escalate=escalate)
-                )
+                escalate = request.outputs_needed and not exit_gives_outputs(active)
+                seen = await self._perceive(active, request, frame.expires, escalate=escalate)
         except TimeoutError as error:
             raise MeshError(Reason.DEADLINE_EXPIRED, f"the head did not get to it in {deadline_ms} ms") from error
         self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=span)
@@ -128,9 +131,9 @@ class Answerer:
             active=active,
             trace_id=trace_id_of(span),
             times=StageTimes(
-                queue_ms=(seen.started_ns - arrived_ns) / 1e6,
+                queue_ms=(seen.started_ns - arrived_ns) / 1e6 + seen.waited_ms,
                 decode_ms=(seen.decoded_ns - seen.started_ns) / 1e6,
-                head_ms=(seen.ended_ns - seen.decoded_ns) / 1e6,
+                head_ms=seen.head_ms,
             ),
         )
         ways.saw_head(active, answer.times.head_ms)
@@ -145,9 +148,19 @@ class Answerer:
         span.set_attribute(Attr.ANSWERED_BY, answer.answered_by.value)
         return answer
 
-    def _perceive(self, active: ActiveModel, request: FrameRequest, *, escalate: bool = False) -> Perceived:
+    async def _perceive(
+        self,
+        active: ActiveModel,
+        request: FrameRequest,
+        expires: float,
+        *,
+        escalate: bool = False,
+        priority: int | None = None,
+    ) -> Perceived:
+        """When it is this frame's turn, as a rule in a worker thread; DEADLINE_EXPIRED when that would be too late."""
         settings = self._settings
-        return perceive(
+        job = partial(
+            perceive,
             active,
             request,
             max_pixels=settings.max_pixels,
@@ -155,14 +168,22 @@ class Answerer:
             codec=settings.codec,
             escalate=escalate,
         )
+        urgent = active.priority if priority is None else priority
+        return await self._line.do(
+            job,
+            expires=expires,
+            took=active.took,
+            priority=urgent,
+            company=active.company,
+            steady=isinstance(request.content, Tensors),  # a picture's time to decode varies
+        )
 
     async def _shadow(self, request: FrameRequest, other: ActiveModel) -> None:
         """Send a frame that is answered already the other way, to learn what the link is like; nobody sees the answer."""
         with other.use():
+            expires = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
             try:
-                seen = await asyncio.get_running_loop().run_in_executor(
-                    self._workers, partial(self._perceive, other, request, escalate=True)
-                )
+                seen = await self._perceive(other, request, expires, escalate=True, priority=BEHIND_ALL)
                 if seen.packed is not None and other.link is not None:
                     await other.link.run(seen.packed, trace_context=b"", deadline_s=SHADOW_DEADLINE_S)
             except MeshError as error:
@@ -181,38 +202,38 @@ class Answerer:
                 Attr.THRESHOLD: frame.active.gate.threshold,
             }
         self._telemetry.record(
-            Span.HEAD_SEGMENT, seen.decoded_ns, seen.ended_ns, parent=frame.span, attributes=attributes
+            Span.HEAD_SEGMENT, seen.begun_ns, seen.ended_ns, parent=frame.span, attributes=attributes
         )
         if manifest.split is None or link is None:
-            _fill(answer, frame.active, seen.outputs)
+            fill(answer, frame.active, seen.outputs, classes=not frame.request.outputs_needed)
             answer.answered_by = AnsweredBy.EDGE_WHOLE
             self._outcomes.edge_whole(frame.active.info)
             return
         answer.cut = tuple(tensor.name for tensor in manifest.split.cut)
         if exit_row is not None and seen.packed is None:
-            _fill_from_exit(answer, seen)
+            fill_from_exit(answer, seen)
             answer.answered_by = AnsweredBy.EDGE_EXIT
             self._outcomes.edge_exit(frame.active.info)
             return
         try:
             result = await self._escalate(frame, link, seen, answer)
-            _fill(answer, frame.active, result.outputs)
+            fill(answer, frame.active, result.outputs)
             # Only now: an answer that cannot be used crossed for nothing.
             answer.uplink_bytes = 0 if seen.packed is None else len(seen.packed.payload)
             answer.rate = seen.rate
         except MeshError as error:
             if await self._answer_whole(frame, answer, error.reason, exit_follows=exit_row is not None):
                 return
-            if exit_row is None or (frame.request.outputs_needed and not _exit_gives_outputs(frame.active)):
+            if exit_row is None or (frame.request.outputs_needed and not exit_gives_outputs(frame.active)):
                 raise
-            _fill_from_exit(answer, seen)
+            fill_from_exit(answer, seen)
             answer.answered_by = AnsweredBy.EDGE_FALLBACK
             answer.fallback_reason = error.reason
             frame.span.set_attribute(Attr.FALLBACK_REASON, error.reason.value)
             self._outcomes.fallback(frame.active.info, error.reason)
             return
         answer.answered_by = AnsweredBy.CLOUD_TAIL
-        disagreed = exit_row is not None and _disagrees(answer, result.outputs, _best(exit_row))
+        disagreed = exit_row is not None and disagrees(answer, result.outputs, exit_row)
         self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
 
     async def _answer_whole(self, frame: _Frame, answer: FrameAnswer, reason: Reason, *, exit_follows: bool) -> bool:
@@ -224,15 +245,13 @@ class Answerer:
         with other.use():
             try:
                 async with asyncio.timeout_at(until):
-                    seen = await asyncio.get_running_loop().run_in_executor(
-                        self._workers, self._perceive, other, frame.request
-                    )
-                _fill(answer, other, seen.outputs)
+                    seen = await self._perceive(other, frame.request, until)
+                fill(answer, other, seen.outputs)
             except (MeshError, TimeoutError) as error:
                 log.warning("the whole model could not answer instead of the tail: %s", error)
                 return False
         answer.active = other
-        answer.times.head_ms += (seen.ended_ns - seen.decoded_ns) / 1e6
+        answer.times.head_ms += seen.head_ms
         answer.answered_by = AnsweredBy.EDGE_WHOLE
         answer.fallback_reason = reason
         answer.cut = ()
@@ -262,48 +281,3 @@ class Answerer:
         left_s = frame.expires - asyncio.get_running_loop().time() - self._settings.answer_margin_ms / 1000
         whole_s = frame.ways.whole_ms() / 1000
         return left_s - whole_s if whole_s < left_s else left_s
-
-
-def _best(exit_row: Array) -> int:
-    return int(np.argmax(exit_row[0]))
-
-
-def _disagrees(answer: FrameAnswer, outputs: dict[str, Array], at_exit: int) -> bool:
-    """Whether the exit would have said something else than the tail."""
-    manifest = answer.active.manifest
-    finding = manifest.exit.finding if manifest.exit is not None else None
-    if finding is not None:
-        return something_found(outputs[finding.output], finding.min_score) != (at_exit == SOMETHING)
-    return answer.row is not None and int(np.argmax(answer.row)) != at_exit
-
-
-def _exit_gives_outputs(active: ActiveModel) -> bool:
-    """Whether an exit's probabilities can stand for the whole model's outputs: of a classifier with nothing beside its
-    classes."""
-    manifest = active.manifest
-    return bool(manifest.labels) and [tensor.name for tensor in manifest.whole.outputs] == [manifest.class_output]
-
-
-def _fill_from_exit(answer: FrameAnswer, seen: Perceived) -> None:
-    """The exit's classes; of a detector's, that there is nothing or something."""
-    if seen.exit_row is None:
-        raise AssertionError("only a frame that reached an exit is answered by one")
-    answer.exit = seen.exit
-    answer.row = _row(seen.exit_row)
-
-
-def _fill(answer: FrameAnswer, active: ActiveModel, outputs: dict[str, Array]) -> None:
-    """The whole model's outputs, and the classes of a classifier."""
-    manifest = active.manifest
-    names = [tensor.name for tensor in manifest.whole.outputs]
-    if missing := set(names) - outputs.keys():
-        raise MeshError(Reason.PROTOCOL_VIOLATION, f"the answer lacks the outputs {sorted(missing)}")
-    row = None if manifest.task == "raw" else _row(outputs[manifest.class_output])
-    answer.outputs, answer.row = {name: outputs[name] for name in names}, row
-
-
-def _row(output: Array) -> NDArray[np.float64]:
-    row: NDArray[np.float64] = as_probabilities(output)[0]
-    if not np.isfinite(row).all():
-        raise MeshError(Reason.TENSOR_NOT_FINITE, "the model gave no distribution over its classes for this frame")
-    return row

@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from splitmesh.client.balance import Policy
 from splitmesh.kernel.config import data_dir_default
 from splitmesh.kernel.profiling import ProfilingSettings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """What the registry accepts as the name of a model or an alias."""
+_LEVELS = [str(level) for level in range(10)]
 
 
 class HeadSettings(ProfilingSettings):
@@ -39,14 +41,31 @@ class HeadSettings(ProfilingSettings):
     answer_margin_ms: float = Field(default=20.0, ge=0)
     """Kept back from a frame's deadline when waiting for the tail, so that the fallback answer is still in time,
     milliseconds."""
+    balance: Literal["latency", "in_flight"] = "latency"
+    """Which of several tails gets a frame: the one where it should take least, or the one with the fewest unanswered."""
+    eject_factor: float = Field(default=4.0, ge=0, le=1000)
+    """A tail that takes so many times what the others take, or fails far more frames, gets none for a while (1 s, then longer);
+    0: a tail keeps getting frames whatever it does."""
+    hedge_budget: float = Field(default=0.05, ge=0, le=1)
+    """Frames that may be sent to a second tail because the first is late, as a share of all; 0: none."""
     credit: int = Field(default=32, ge=1, le=4096)
     """Frames that one stream may have unanswered."""
+    live_frames: int = Field(default=4, ge=1, le=4096)
+    """Frames worked on at once of a stream that drops old ones (DROP_POLICY_OLDEST); the others wait, the newest first."""
+    oip_max_batch: int = Field(default=32, ge=1, le=1024)
+    """Most samples in one request of the Open Inference Protocol; each is a frame of its own."""
+    oip_in_order: bool = True
+    """Answers of a stream of the Open Inference Protocol keep the order of its requests; otherwise each goes when it is ready."""
     max_frames: int = Field(default=256, ge=1)
     """Frames in progress over all streams and calls; one more is refused with QUEUE_FULL."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Frames decoded and computed at the same time, one thread each."""
-    segment_threads: int = Field(default=1, ge=1)
-    """Threads inside one operator of the head."""
+    segment_threads: int = Field(default=0, ge=0, le=256)
+    """Threads inside one operator of the head; 0: what gives most frames per second on this host while one frame's head takes
+    at most a quarter of `default_deadline_ms`, measured when the first version is loaded."""
+    priorities: str = ""
+    """How urgent the frames of a model are beside other models', here and at tails they share: `solder-joints=5,helmets=1`,
+    0 to 9; 0 for a model not named."""
     max_run_s: float = Field(default=5.0, gt=0)
     """Longest computation of one frame by the head; a longer one is stopped with DEADLINE_EXPIRED, seconds."""
     max_cache_bytes: int = Field(default=8 * 1024**3, ge=1)
@@ -74,6 +93,28 @@ class HeadSettings(ProfilingSettings):
             raise ValueError(f"{alias!r} is only digits: that would read like a version")
         return alias
 
+    def link_policy(self) -> Policy:
+        """How several tails are treated."""
+        return Policy(
+            by_latency=self.balance == "latency", eject_factor=self.eject_factor, hedge_budget=self.hedge_budget
+        )
+
+    @field_validator("priorities")
+    @classmethod
+    def _some_priorities(cls, priorities: str) -> str:
+        _priorities(priorities)
+        return priorities
+
+    @model_validator(mode="after")
+    def _priorities_of_models(self) -> HeadSettings:
+        if unknown := sorted(_priorities(self.priorities).keys() - set(self.model_names())):
+            raise ValueError(f"priorities names {', '.join(unknown)}, which is not in models")
+        return self
+
+    def priority_of(self, model: str) -> int:
+        """0 to 9."""
+        return _priorities(self.priorities).get(model, 0)
+
     def model_names(self) -> list[str]:
         """`models` as a list."""
         return _split(self.models)
@@ -81,6 +122,19 @@ class HeadSettings(ProfilingSettings):
 
 def _split(models: str) -> list[str]:
     return [name.strip() for name in models.split(",") if name.strip()]
+
+
+def _priorities(text: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in _split(text):
+        name, _, level = (part.strip() for part in entry.partition("="))
+        _check_name(name)
+        if name in found:
+            raise ValueError(f"{name!r} has two priorities")
+        if level not in _LEVELS:
+            raise ValueError(f"{entry!r} is not a model and its priority, 0 to 9, as in solder-joints=5")
+        found[name] = int(level)
+    return found
 
 
 def _check_name(name: str) -> None:

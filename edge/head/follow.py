@@ -12,9 +12,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from edge.head.active import ActiveModel, warm_up
+from edge.head.active import ActiveModel
 from edge.head.config import HeadSettings
-from edge.head.staged import StagedHead
+from edge.head.load import open_head
 from edge.head.ways import Way, Ways, estimator_for
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.link_estimate import LinkEstimator
@@ -28,7 +28,6 @@ from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.model.hop_codec import hop_codec
 from splitmesh.model.manifest import Manifest
 from splitmesh.model.rates import RateChooser
-from splitmesh.runtime import Session, open_session
 from splitmesh.tensor.entropy import RangeCodec
 
 log = logging.getLogger(__name__)
@@ -179,12 +178,8 @@ class ModelFollower:
         """Fetched, warmed, connected, with the policy last heard."""
         manifest = await self._cache.manifest(version)
         coder = await self._coder(version, manifest)
-        session = await self._session(version, manifest)
-        try:
-            idle_ms = await asyncio.to_thread(warm_up, session)
-        except BaseException:
-            session.close()
-            raise
+        opened = await open_head(self._cache, version, manifest, self._settings, threads=self._threads())
+        priority = self._settings.priority_of(self._model)
         link, rates = None, None
         if coder is not None and manifest.split is not None and manifest.split.coding is not None:
             sizes = [rate.wire_bytes for rate in manifest.split.coding.rates]
@@ -197,14 +192,35 @@ class ModelFollower:
                 self._settings.node,
                 service=self._settings.tail_service,
                 estimator=estimator,
+                priority=priority,
+                wire=[tensor.spec() for tensor in manifest.split.wire],
+                policy=self._settings.link_policy(),
             )
-        fresh = ActiveModel(version, manifest, session, link, idle_ms=idle_ms, coder=coder, rates=rates)
+        fresh = ActiveModel(
+            version,
+            manifest,
+            opened.session,
+            link,
+            idle_ms=opened.idle_ms,
+            live=opened.live,
+            coder=coder,
+            rates=rates,
+            threads=opened.threads,
+            company=opened.company,
+            priority=priority,
+        )
         try:
             await self._prepare(fresh, wait_for_tail=wait_for_tail)
         except BaseException:
             await fresh.retire()
             raise
         return fresh
+
+    def _threads(self) -> int:
+        """Threads inside an operator of the next head; 0: to be measured, which is not done beside frames."""
+        if self._settings.segment_threads or self.ways is None:
+            return self._settings.segment_threads
+        return self.ways.current.threads
 
     async def _coder(self, version: VersionInfo, manifest: Manifest) -> RangeCodec | None:
         """What codes the features, where the version brings tables for it."""
@@ -213,27 +229,6 @@ class ModelFollower:
         content = await self._cache.part(version, manifest.split.coding.artifact)
         # In a thread: frames of the version before must not wait for it.
         return await asyncio.to_thread(hop_codec, manifest.split, manifest.split.coding, content)
-
-    async def _session(self, version: VersionInfo, manifest: Manifest) -> Session:
-        """The whole model, the head, or the head in the pieces that end at its exits."""
-        segment = manifest.whole if manifest.split is None else manifest.split.head
-        opened: list[Session] = []
-        try:
-            for piece in manifest.stages or (segment,):
-                content = await self._cache.part(version, piece.artifact)
-                opened.append(
-                    await asyncio.to_thread(
-                        open_session,
-                        content,
-                        threads=self._settings.segment_threads,
-                        max_run_s=self._settings.max_run_s,
-                    )
-                )
-        except BaseException:
-            for session in opened:
-                session.close()
-            raise
-        return StagedHead(opened) if manifest.stages else opened[0]
 
     async def _prepare(self, fresh: ActiveModel, *, wait_for_tail: bool) -> None:
         """The last known policy, and streams to the tails."""

@@ -59,6 +59,8 @@ class FrameRequest:
     deadline_ms: int = 0
     """From arrival; 0: the head's default."""
     traceparent: str = ""
+    waited_ms: float = 0.0
+    """Since its arrival: the deadline and the times in the answer count from there."""
     outputs_needed: bool = False
     """The whole model's own outputs are asked for: where an exit cannot give them, it may not answer."""
 

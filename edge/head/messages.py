@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from edge.head.frame import FrameAnswer, FrameRequest, Picture, Tensors
+from edge.head.labels import add_labels
 from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.client.answers import AnsweredBy
 from splitmesh.errors import field_error
-from splitmesh.kernel.tensors import spec_from_message, tensor_to_message
+from splitmesh.kernel.tensors import spec_from_message, with_tensors
+from splitmesh.kernel.wire import Lifted
 from splitmesh.model.finding import FINDINGS
+from splitmesh.tensor.spec import Buffer
 
-MAX_LABELS = 1000
+M = TypeVar("M", bound=Message)
 
 _ANSWERED_BY = {who: pb.AnsweredBy.Value(f"ANSWERED_BY_{who.value}") for who in AnsweredBy}
 
 
-def frame_from_message(request: pb.InferRequest) -> FrameRequest:
-    """The request as a frame; MeshError for one without an input or with a tensor of an unknown type."""
+def frame_from_message(request: pb.InferRequest, blobs: Sequence[Buffer], *, waited_ms: float = 0.0) -> FrameRequest:
+    """The request as a frame; MeshError for one without an input or with a tensor of an unknown type.
+
+    ``blobs`` are its large fields; ``waited_ms`` is how long ago it came.
+    """
     match request.WhichOneof("input"):
         case "image":
-            content: Picture | Tensors = Picture(request.image)
+            content: Picture | Tensors = Picture(blobs[0])
         case "tensor":
-            content = Tensors(((spec_from_message(request.tensor.spec), request.tensor.data),), "tensor")
+            content = Tensors(((spec_from_message(request.tensor.spec), blobs[0]),), "tensor")
         case "tensors":
-            tensors = request.tensors.tensors
-            content = Tensors(tuple((spec_from_message(tensor.spec), tensor.data) for tensor in tensors))
+            specs = [spec_from_message(tensor.spec) for tensor in request.tensors.tensors]
+            content = Tensors(tuple(zip(specs, blobs, strict=True)))
         case _:
             raise field_error("input", "is missing: set image, tensor or tensors")
     return FrameRequest(
@@ -35,13 +44,28 @@ def frame_from_message(request: pb.InferRequest) -> FrameRequest:
         frame_id=request.frame_id,
         deadline_ms=request.deadline_ms,
         traceparent=request.traceparent,
+        waited_ms=waited_ms,
     )
 
 
-def answer_to_message(answer: FrameAnswer) -> pb.InferResponse:
-    """The answer with its classes, or with the outputs of a model without classes."""
+def answer_to_message(answer: FrameAnswer, max_labels: int = 0) -> pb.InferResponse | Lifted[pb.InferResponse]:
+    """The answer with its classes, at most ``max_labels`` (0: 1,000), or with the outputs of a model without classes."""
+    response = _facts(answer)
+    return _with_content(response, response, answer, max_labels)
+
+
+def answer_to_stream_message(
+    answer: FrameAnswer, max_labels: int = 0
+) -> pb.StreamInferResponse | Lifted[pb.StreamInferResponse]:
+    """As :func:`answer_to_message`, on a stream."""
+    message = pb.StreamInferResponse(result=_facts(answer))
+    return _with_content(message, message.result, answer, max_labels)
+
+
+def _facts(answer: FrameAnswer) -> pb.InferResponse:
+    """Everything but classes and outputs."""
     times = answer.times
-    response = pb.InferResponse(
+    return pb.InferResponse(
         frame_id=answer.frame_id,
         answered_by=_ANSWERED_BY[answer.answered_by],
         fallback_reason=answer.fallback_reason.value if answer.fallback_reason else "",
@@ -64,19 +88,15 @@ def answer_to_message(answer: FrameAnswer) -> pb.InferResponse:
             total_ms=times.total_ms,
         ),
     )
+
+
+def _with_content(message: M, response: pb.InferResponse, answer: FrameAnswer, max_labels: int) -> M | Lifted[M]:
+    """``message`` after ``response``, a part of it or itself, was given classes or outputs."""
     if answer.row is not None:
-        _add_labels(response, answer)
+        names = answer.active.manifest.labels
+        if not names and answer.outputs is None:
+            names = FINDINGS  # of a detector's exit
+        add_labels(response, answer.row, names, max_labels)
     elif answer.outputs is not None:
-        response.outputs.extend(tensor_to_message(name, array) for name, array in answer.outputs.items())
-    return response
-
-
-def _add_labels(response: pb.InferResponse, answer: FrameAnswer) -> None:
-    row, names = answer.row, answer.active.manifest.labels
-    if row is None:
-        raise AssertionError("only an answer with classes has labels")
-    if not names and answer.outputs is None:
-        names = FINDINGS  # of a detector's exit
-    order = np.argsort(-row, kind="stable")[:MAX_LABELS]
-    for index, score in zip(order.tolist(), row[order].tolist(), strict=True):
-        response.labels.add(index=index, name=names[index] if index < len(names) else "", score=score)
+        return with_tensors(message, response.outputs, answer.outputs)
+    return message

@@ -36,6 +36,18 @@ class Perceived:
     ended_ns: int
     """Of the head segment."""
     packed_ns: int
+    waited_ms: float = 0.0
+    """Of the head's time: for other frames' run to end."""
+
+    @property
+    def head_ms(self) -> float:
+        """Computing the head segment, without waiting for it."""
+        return (self.ended_ns - self.begun_ns) / 1e6
+
+    @property
+    def begun_ns(self) -> int:
+        """Of the head segment's run."""
+        return self.decoded_ns + round(self.waited_ms * 1e6)
 
 
 def perceive(
@@ -56,7 +68,7 @@ def perceive(
     decoded_ns = time.time_ns()
     run = run_head(active.session, active.manifest, active.gate, feeds, escalate=escalate)
     ended_ns = time.time_ns()
-    if run.complete:
+    if run.complete and active.company == 1:  # frames computed together are recorded where they are
         active.live.record(1, (ended_ns - decoded_ns) / 1e6)
     split, packed, rate = active.manifest.split, None, None
     if split is not None and not run.sure:
@@ -64,7 +76,17 @@ def perceive(
         tensors = [(tensor.name, run.outputs[tensor.name]) for tensor in split.wire]
         packed = pack(tensors, active.packing(rate, codec))
     return Perceived(
-        run.outputs, run.exit_row, run.exit, run.sure, packed, rate, started_ns, decoded_ns, ended_ns, time.time_ns()
+        run.outputs,
+        run.exit_row,
+        run.exit,
+        run.sure,
+        packed,
+        rate,
+        started_ns,
+        decoded_ns,
+        ended_ns,
+        time.time_ns(),
+        run.waited_ms,
     )
 
 

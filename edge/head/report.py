@@ -1,4 +1,5 @@
-"""Counts what became of each sample and tells the router, in reports that can be repeated but count once.
+"""Counts what became of each sample and tells the router, in reports that can be repeated but count once; and how crowded
+the version's tails are by then.
 
 Counts merge, so memory stays bounded while the router is away; a report is dropped only when it was acknowledged.
 """
@@ -8,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from edge.head.active import ActiveModel
 from splitmesh.client.registry import VersionInfo
 from splitmesh.client.routing import Outcomes as Counts
-from splitmesh.client.routing import RoutingClient
+from splitmesh.client.routing import RoutingClient, UplinkLoad
 from splitmesh.errors import MeshError, Reason
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
+Loaded = Callable[[], Iterable[ActiveModel]]
 
 LAST_REPORT_S = 2.0
 """For the report at a stop."""
@@ -55,7 +59,9 @@ class _Report:
 class Outcomes:
     """The counts of this head since its start."""
 
-    def __init__(self, routing: RoutingClient, node: str, interval_s: float) -> None:
+    def __init__(self, routing: RoutingClient, node: str, interval_s: float, loaded: Loaded = tuple) -> None:
+        """``loaded`` gives the versions in memory, whose links say how crowded their tails are."""
+        self._loaded = loaded
         self._routing = routing
         self._node = node
         self._interval_s = interval_s
@@ -131,8 +137,17 @@ class Outcomes:
                     node=self._node,
                     boot_id=self._boot_id,
                     sequence=report.sequence,
+                    load=self._load(report.model, report.version),
                 )
             except MeshError as error:
                 log.warning("outcomes are kept until the router takes them: %s", error)
                 return
             self._unacknowledged.pop(0)
+
+    def _load(self, model: str, version: int) -> UplinkLoad | None:
+        links = [
+            active.link
+            for active in self._loaded()
+            if (active.info.model, active.info.version) == (model, version) and active.link is not None
+        ]
+        return UplinkLoad.of(links[0].load()) if links else None

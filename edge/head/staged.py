@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edge.head.together import Together
 from splitmesh.model.gate import Gate
 from splitmesh.model.manifest import ExitInfo, Manifest
 from splitmesh.runtime import Session
@@ -69,6 +70,8 @@ class HeadRun:
     """It may answer."""
     complete: bool
     """The whole head ran."""
+    waited_ms: float = 0.0
+    """For the run of other frames to end, before this one's began."""
 
 
 def run_head(
@@ -77,11 +80,12 @@ def run_head(
     """Run until an exit is sure, or to the end; with ``escalate`` to the end in any case, no exit being sure."""
     exits = manifest.exits()
     if not isinstance(session, StagedHead):
-        outputs = session.run(feeds)
+        outputs, waited_ms = session.run_timed(feeds) if isinstance(session, Together) else (session.run(feeds), 0.0)
         if not exits:
-            return HeadRun(outputs, None, -1, sure=False, complete=True)
+            return HeadRun(outputs, None, -1, sure=False, complete=True, waited_ms=waited_ms)
         row = outputs[exits[-1].output]
-        return HeadRun(outputs, row, 0, sure=not escalate and may_answer(exits[-1], gate, row), complete=True)
+        sure = not escalate and may_answer(exits[-1], gate, row)
+        return HeadRun(outputs, row, 0, sure=sure, complete=True, waited_ms=waited_ms)
     tensors, last = dict(feeds), len(exits) - 1
     for number, (stage, exit_) in enumerate(zip(session.stages, exits, strict=True)):
         tensors |= _run(stage, tensors)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from edge.head.active import ActiveModel
 from splitmesh.client.link_estimate import LinkEstimator
 from splitmesh.errors import MeshError
+from splitmesh.kernel.tcp_info import tcp_facts
 from splitmesh.model.alternatives import Alternative, AlternativeSet, LinkState, expected_ms
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,10 @@ HOLD_TICKS = 2
 """Another way must be better for so long, so that one late frame changes nothing."""
 DWELL_S = 3.0
 """After a change a way is kept for so long, unless another one saves half."""
-PING_S = 1.0
+LISTEN_S = 1.0
+"""Between two looks at what the kernel knows of the connections to the tails."""
+QUIET_MS = 3000.0
+"""Where there is a choice to make and nothing has told the round trip for so long, a call without content asks."""
 STALE_S = 3.0
 """Between two shadow frames at least."""
 SHADOW_SHARE = 0.1
@@ -141,10 +145,11 @@ class Ways:
         return [way.active for way in self._ways]
 
     def start(self) -> None:
-        """Begin to choose, where there is a choice of ways or of rates."""
-        if len(self._ways) > 1 or any(active.rates for active in self.all):
-            self._tasks = [asyncio.create_task(self._for_ever(self._choose, TICK_S)),
-                           asyncio.create_task(self._for_ever(self._ping, PING_S))]  # fmt: skip
+        """Begin to listen to the link, and to choose where there is a choice of ways or of rates."""
+        if any(active.link is not None for active in self.all):
+            self._tasks.append(asyncio.create_task(self._for_ever(self._listen, LISTEN_S)))
+        if self._has_choice:
+            self._tasks.append(asyncio.create_task(self._for_ever(self._choose, TICK_S)))
 
     async def retire(self) -> None:
         """Unload all when the last frame is answered: one that began another way may still need the whole model."""
@@ -267,13 +272,23 @@ class Ways:
                     link.wait_ms,
                 )  # fmt: skip
 
-    async def _ping(self) -> None:
-        link = next((way.active.link for way in self._ways if way.active.link is not None), None)
-        if link is None or self._estimator is None:
+    @property
+    def _has_choice(self) -> bool:
+        return len(self._ways) > 1 or any(active.rates for active in self.all)
+
+    async def _listen(self) -> None:
+        links = [way.active.link for way in self._ways if way.active.link is not None]
+        if self._estimator is None:
             return
-        with suppress(MeshError):
-            took_ms = await link.ping(PING_S)
-            self._estimator.pinged(took_ms, time.monotonic() * 1e3)
+        peers = {peer for link in links for peer in link.peers}
+        # In a thread: it looks at every open descriptor, and may look up names.
+        facts = await asyncio.to_thread(tcp_facts, peers)
+        now_ms = time.monotonic() * 1e3
+        self._estimator.kernel_told(facts, now_ms)
+        if self._has_choice and self._estimator.quiet_ms(now_ms) >= QUIET_MS:
+            with suppress(MeshError):
+                took_ms = await links[0].ping(LISTEN_S)
+                self._estimator.pinged(took_ms, time.monotonic() * 1e3)
 
 
 def estimator_for(planned: AlternativeSet | None) -> LinkEstimator:

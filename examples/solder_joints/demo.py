@@ -227,10 +227,13 @@ async def stream(
     answers: dict[int, Answer] = {}
     failures: list[FrameFailure] = []
     started = time.monotonic()
-    async with mesh.gateway(deadline_ms=FRAME_DEADLINE_MS) as gateway:
+    async with (
+        mesh.gateway(deadline_ms=FRAME_DEADLINE_MS) as gateway,
+        gateway.stream("line-1", window=options.window) as stream,
+    ):
         with Progress(transient=True) as progress:
             task = progress.add_task("frames", total=len(frames.frames))
-            async for outcome in gateway.stream(frames.frames, camera="line-1", window=options.window):
+            async for outcome in stream.run(frames.frames):
                 progress.advance(task)
                 if isinstance(outcome, Answer):
                     answers[outcome.frame_id] = outcome

@@ -1,4 +1,5 @@
-"""What the router remembers: tolerances, policy revisions, sums of outcomes. The port, and the store in memory.
+"""What the router remembers: tolerances, policy revisions, sums of outcomes, how crowded each head's tails
+were last. The port, and the store in memory.
 
 `store_sqlite.py` is the durable one; both pass the same conformance suite. Knows counts and numbers, not gRPC, and
 nothing of how a policy is computed.
@@ -59,6 +60,17 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How crowded the way to the tails is; the fields are ``splitmesh.api.routing.v1.UplinkLoad``'s."""
+
+    backlog_ms: float = 0.0
+    goodput_mbps: float = 0.0
+    rtt_ms: float = 0.0
+    loss: float = 0.0
+    tails: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one head counted since its last report."""
 
@@ -69,6 +81,8 @@ class Report:
     model: str
     version: int
     counts: Counts
+    load: Load | None = None
+    """None for a version without tails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,8 @@ class NodeOutcomes:
     counts: Counts
     last_report_time: datetime
     """UTC."""
+    load: Load | None = None
+    """Of the last report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +193,7 @@ class MemoryStore:
         if fresh:
             key = (report.model, report.version, report.node)
             before = self._sums[key].counts if key in self._sums else Counts()
-            self._sums[key] = NodeOutcomes(report.node, report.version, before.plus(report.counts), at)
+            self._sums[key] = NodeOutcomes(report.node, report.version, before.plus(report.counts), at, report.load)
         return fresh
 
     async def outcomes(self, model: str, version: int | None = None) -> list[NodeOutcomes]:

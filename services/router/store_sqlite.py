@@ -11,16 +11,17 @@ import json
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from services.router.store import MAX_BOOTS, MAX_ENTRIES, Counts, NodeOutcomes, Report, Seen, Tolerance
+from services.router.store import MAX_BOOTS, MAX_ENTRIES, Counts, Load, NodeOutcomes, Report, Seen, Tolerance
 from splitmesh.errors import MeshError, Reason
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE tolerances (model TEXT PRIMARY KEY, max_disagreement REAL NOT NULL, delta REAL NOT NULL) STRICT;
@@ -29,8 +30,11 @@ CREATE TABLE policies (model TEXT, version INTEGER, revision INTEGER NOT NULL, p
 CREATE TABLE seen (node TEXT, boot_id TEXT, floor INTEGER NOT NULL, early TEXT NOT NULL, touched INTEGER NOT NULL,
                    PRIMARY KEY (node, boot_id)) STRICT;
 CREATE TABLE outcomes (model TEXT, version INTEGER, node TEXT, counts TEXT NOT NULL, last_report_us INTEGER NOT NULL,
-                       PRIMARY KEY (model, version, node)) STRICT;
+                       load TEXT, PRIMARY KEY (model, version, node)) STRICT;
 """
+
+_UPGRADES = {1: "ALTER TABLE outcomes ADD COLUMN load TEXT;"}
+"""From each earlier schema to the next."""
 
 
 class SqliteStore:
@@ -96,12 +100,14 @@ class SqliteStore:
         """See RouterStore."""
 
         def work(db: sqlite3.Connection) -> list[NodeOutcomes]:
-            query = "SELECT node, version, counts, last_report_us FROM outcomes WHERE model = :model"
+            query = "SELECT node, version, counts, last_report_us, load FROM outcomes WHERE model = :model"
             if version is not None:
                 query += " AND version = :version"
             query += " ORDER BY last_report_us DESC LIMIT :limit"
             rows = db.execute(query, {"model": model, "version": version, "limit": MAX_ENTRIES})
-            return [NodeOutcomes(node, found, _counts(text), _time(us)) for node, found, text, us in rows]
+            return [
+                NodeOutcomes(node, found, _counts(text), _time(us), _load(load)) for node, found, text, us, load in rows
+            ]
 
         return sorted(await self._do(work), key=lambda entry: (entry.node, entry.version))
 
@@ -141,6 +147,9 @@ class SqliteStore:
             )
         if found == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif found < SCHEMA_VERSION:
+            steps = " ".join(_UPGRADES[number] for number in range(found, SCHEMA_VERSION))
+            db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     def _close(self) -> None:
         if self._database is not None:
@@ -168,7 +177,9 @@ def _add(db: sqlite3.Connection, report: Report, at: datetime) -> bool:
         query = "SELECT counts FROM outcomes WHERE model = ? AND version = ? AND node = ?"
         found = db.execute(query, key).fetchone()
         total = (_counts(found[0]) if found else Counts()).plus(report.counts)
-        db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?)", (*key, _text(total), _microseconds(at)))
+        load = json.dumps(asdict(report.load)) if report.load is not None else None
+        values = (*key, _text(total), _microseconds(at), load)
+        db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?)", values)
     return fresh
 
 
@@ -187,6 +198,10 @@ def _text(counts: Counts) -> str:
 
 def _counts(text: str) -> Counts:
     return Counts(**json.loads(text))
+
+
+def _load(text: str | None) -> Load | None:
+    return Load(**json.loads(text)) if text is not None else None
 
 
 def _microseconds(at: datetime) -> int:

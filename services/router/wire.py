@@ -10,7 +10,7 @@ from dataclasses import asdict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.router.policy import Policy
-from services.router.store import Counts, NodeOutcomes, Report, Tolerance
+from services.router.store import Counts, Load, NodeOutcomes, Report, Tolerance
 from splitmesh.api.routing.v1 import routing_pb2
 from splitmesh.errors import field_error
 
@@ -18,6 +18,8 @@ MAX_NAME = 128
 MAX_COUNT = 10**12
 """Most samples of one kind in one report: 30,000 frames a second for a year."""
 MAX_REASONS_PER_REPORT = 64
+MAX_LOAD = 1e9
+"""Largest figure of a load: a backlog of eleven days, a petabit per second."""
 
 _MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
@@ -64,6 +66,7 @@ def report_from(message: routing_pb2.ReportOutcomesRequest) -> Report:
         model=model_from(message.model),
         version=version_from(message.version),
         counts=_counts_from(message.counts),
+        load=_load_from(message.load) if message.HasField("load") else None,
     )
 
 
@@ -87,6 +90,15 @@ def _counts_from(message: routing_pb2.OutcomeCounts) -> Counts:
     return counts
 
 
+def _load_from(message: routing_pb2.UplinkLoad) -> Load:
+    load = Load(message.backlog_ms, message.goodput_mbps, message.rtt_ms, message.loss, message.tails)
+    for field, value in asdict(load).items():
+        most = 1.0 if field == "loss" else MAX_LOAD
+        if not 0 <= value <= most:
+            raise field_error(f"load.{field}", f"is {value}, expected 0..{most:g}")
+    return load
+
+
 def _by_reason(field: str, reasons: Mapping[str, int]) -> dict[str, int]:
     if len(reasons) > MAX_REASONS_PER_REPORT:
         raise field_error(field, f"has {len(reasons)} reasons; at most {MAX_REASONS_PER_REPORT} in one report")
@@ -106,4 +118,10 @@ def outcomes_to(entry: NodeOutcomes) -> routing_pb2.NodeOutcomes:
     time = Timestamp()
     time.FromDatetime(entry.last_report_time)
     counts = routing_pb2.OutcomeCounts(**asdict(entry.counts))
-    return routing_pb2.NodeOutcomes(node=entry.node, version=entry.version, counts=counts, last_report_time=time)
+    return routing_pb2.NodeOutcomes(
+        node=entry.node,
+        version=entry.version,
+        counts=counts,
+        last_report_time=time,
+        load=routing_pb2.UplinkLoad(**asdict(entry.load)) if entry.load is not None else None,
+    )

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from packaging.requirements import Requirement
 
 from splitmesh.kernel.channels import Channels
@@ -22,6 +24,7 @@ from splitmesh.kernel.discovery_static import StaticDiscovery
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.ports import PORTS
 from splitmesh.kernel.server import HealthControl
+from splitmesh.kernel.signals import Span
 from splitmesh.kernel.telemetry import Telemetry
 from splitmesh.testing.mesh import MODULES
 
@@ -145,13 +148,16 @@ def test_port_is_that_of_the_table_inside_and_outside(service: str) -> None:
 @pytest.mark.parametrize("service", OURS)
 async def test_consul_and_traces_bear_the_name(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    telemetry = Telemetry(service)
+    spans = InMemorySpanExporter()
+    telemetry = Telemetry(service, processor=SimpleSpanProcessor(spans))
     channels = Channels(StaticDiscovery({}))
     try:
         build = importlib.import_module(f"{MODULES[service]}.app").build
         app: App = build(settings_of(service)(), Kernel(telemetry, channels, HealthControl()))
         assert app.name == service
-        assert telemetry._provider.resource.attributes["service.name"] == FULL_PREFIX + service
+        with telemetry.span(Span.RPC_SERVER):
+            pass
+        assert spans.get_finished_spans()[0].resource.attributes["service.name"] == FULL_PREFIX + service
     finally:
         await channels.close()
         telemetry.shutdown()

@@ -47,14 +47,17 @@ def _enums(file: FileDescriptor) -> Iterator[EnumDescriptor]:
         yield from inside(message)
 
 
-ENUMS = [enum for file in FILES for enum in _enums(_descriptor(file))]
+OURS = [file for file in FILES if "/oip/" not in file]
+"""Without the Open Inference Protocol, whose names are others'."""
+ENUMS = [enum for file in OURS for enum in _enums(_descriptor(file))]
 SERVICES = [service for file in FILES for service in _descriptor(file).services_by_name.values()]
 RPCS = [rpc for service in SERVICES for rpc in service.methods]
 
 
 def test_the_contracts_are_found() -> None:
-    assert len(FILES) == 8
-    assert {service.name for service in SERVICES} >= {"InferenceService", "SegmentService", "RegistryService"}
+    assert len(FILES) == 10
+    assert len(OURS) == 8
+    assert {service.name for service in SERVICES} >= {"InferenceService", "SegmentService", "GRPCInferenceService"}
 
 
 def test_the_committed_stubs_are_those_of_the_protos() -> None:
@@ -122,10 +125,13 @@ def test_every_codec_of_the_contract_is_in_the_kernels_table_and_can_code() -> N
 
 
 def _servicer_classes() -> dict[str, type]:
-    """Every servicer of the apps by the name of the generated class it extends."""
+    """Every servicer of the apps, and the one that several share, by the name of the generated class it extends."""
     found: dict[str, type] = {}
-    for path in sorted(path for app in ("services", "edge", "cloud") for path in (ROOT / app).glob("*/servicer.py")):
-        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted(path for app in ("services", "edge", "cloud") for path in (ROOT / app).glob("*/servicer.py"))
+    ]
+    for module in map(importlib.import_module, [*names, "splitmesh.oip.servicer"]):
         for _, kind in inspect.getmembers(module, inspect.isclass):
             if kind.__module__ == module.__name__:
                 found |= {base.__name__: kind for base in kind.__mro__ if base.__module__.endswith("_pb2_grpc")}

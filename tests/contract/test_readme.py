@@ -29,8 +29,9 @@ _BENCHMARK = re.compile(r"python3? -m (?P<module>benchmarks\.\w+)")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of the README marked `<!-- runs -->`."""
+    """A fenced block of a document marked `<!-- runs -->`."""
 
+    document: str
     number: int
     language: str
     code: str
@@ -44,15 +45,16 @@ class Block:
         return ["bash", "-euo", "pipefail", "-c", script]
 
 
-def _marked(text: str) -> list[Block]:
+def _marked(text: str, document: str = "") -> list[Block]:
     return [
-        Block(number, found["language"], found["code"])
+        Block(document, number, found["language"], found["code"])
         for number, found in enumerate(_BLOCK.finditer(text), 1)
         if found["marked"]
     ]
 
 
-BLOCKS = _marked((ROOT / "README.md").read_text())
+README, SDK = "README.md", "docs/sdk.md"
+BLOCKS = [block for document in (README, SDK) for block in _marked((ROOT / document).read_text(), document)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -89,8 +91,8 @@ async def _run(block: Block, folder: Path, head: str) -> tuple[int | None, str, 
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.number}-{block.language}")
-async def test_a_marked_block_of_the_readme_runs(block: Block, head: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.document}-{block.number}-{block.language}")
+async def test_a_marked_block_runs(block: Block, head: str, tmp_path: Path) -> None:
     if "buf " in block.code:
         require_part("buf", find_buf() is not None)
     (tmp_path / "joint.jpg").write_bytes(picture(EASY, kind="JPEG"))
@@ -100,8 +102,9 @@ async def test_a_marked_block_of_the_readme_runs(block: Block, head: str, tmp_pa
 
 
 def test_the_readme_shows_both_clients_and_a_foreign_one() -> None:
-    assert sum(block.language == "python" for block in BLOCKS) >= 2
-    assert any(block.language == "bash" for block in BLOCKS)
+    blocks = [block for block in BLOCKS if block.document == README]
+    assert sum(block.language == "python" for block in blocks) >= 2
+    assert any(block.language == "bash" for block in blocks)
     assert {block.language for block in BLOCKS} <= {"python", "bash", "sh", "console"}
 
 
@@ -114,8 +117,10 @@ def test_blocks_are_found_by_their_mark() -> None:
     assert second.command()[-1] == "a\nb"
 
 
-def test_every_mark_has_its_block() -> None:
-    assert (ROOT / "README.md").read_text().count("<!-- runs -->") == len(BLOCKS)
+@pytest.mark.parametrize("document", [README, SDK])
+def test_every_mark_has_its_block(document: str) -> None:
+    marks = (ROOT / document).read_text().count("<!-- runs -->")
+    assert marks == sum(block.document == document for block in BLOCKS)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -25,6 +25,7 @@ from tests.e2e.conftest import Factory
 from tests.e2e.test_faults import RESUME_S, WAIT_S, Line
 from tests.e2e.test_traces import ESCALATED, edges
 from tests.support.models import EASY, HARD, expected_scores, picture
+from tests.support.streaming import streamed
 from tests.support.worlds import CHAIN, CHAIN_NO_EXIT, ROOT, answered_by
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -59,7 +60,7 @@ async def chain(running_chain: Factory) -> Factory:
     """The three nodes, with everything up and settled."""
     await running_chain.settle()
     async with running_chain.mesh.gateway(model=CHAIN_NO_EXIT, deadline_ms=3000) as gateway, asyncio.timeout(WAIT_S):
-        while not [one async for one in gateway.stream([picture(HARD)]) if isinstance(one, Answer)]:
+        while not isinstance((await streamed(gateway, [picture(HARD)]))[0], Answer):
             pass
     return running_chain
 
@@ -76,7 +77,7 @@ async def test_answers_of_the_chain_are_the_whole_models(chain: Factory) -> None
     pictures = [picture(brightness) for brightness in np.linspace(0.0, 1.0, 41)]
     before = {name: relay.uplink_bytes for name, relay in chain.mesh.relays.items()}
     async with chain.mesh.gateway(model=CHAIN_NO_EXIT, deadline_ms=5000) as gateway, asyncio.timeout(WAIT_S):
-        answers = [one async for one in gateway.stream(pictures)]
+        answers = await streamed(gateway, pictures)
     assert len(answers) == len(pictures)
     for answer in answers:
         assert isinstance(answer, Answer)
@@ -178,7 +179,7 @@ async def test_without_an_exit_frames_end_with_the_reason_while_the_last_node_is
         await chain.mesh.kill("tail")
         try:
             async with asyncio.timeout(WAIT_S):
-                outcomes = [one async for one in gateway.stream([picture(EASY)] * 10, give_up_s=0.5)]
+                outcomes = await streamed(gateway, [picture(EASY)] * 10, give_up_s=0.5)
         finally:
             await chain.mesh.start("tail")
     assert len(outcomes) == 10

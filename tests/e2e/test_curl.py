@@ -1,4 +1,4 @@
-"""A client that knows nothing of us but the address: buf curl with reflection says what the SDK says."""
+"""A client that knows nothing of us but the address: buf curl with reflection says what the SDK says, by both protocols."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
+from splitmesh.tensor.spec import DTYPES
 from splitmesh.testing.parts import find_buf, require_part
 from tests.e2e.conftest import Factory
-from tests.support.models import HARD, HARD_LABEL, picture
+from tests.support.models import HARD, HARD_LABEL, SIDE, picture
+from tests.support.oip import logits
+from tests.support.worlds import MODEL
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+OPEN_INFERENCE = "inference.GRPCInferenceService"
 METHOD = "splitmesh.api.inference.v1.InferenceService/Infer"
 BUF_HINT = "npm install --prefix build/tools @bufbuild/buf"
 
@@ -30,11 +35,13 @@ def buf() -> Path:
     return found
 
 
-async def curl(buf: Path, address: str, request: dict[str, Any], cache: Path) -> tuple[int | None, str, str]:
+async def curl(
+    buf: Path, address: str, request: dict[str, Any], cache: Path, method: str = METHOD
+) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         buf,
         *("curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(request)),
-        f"http://{address}/{METHOD}",
+        f"http://{address}/{method}",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "BUF_CACHE_DIR": str(cache)},
@@ -70,3 +77,33 @@ async def test_curl_shows_the_reason_of_a_refusal(factory: Factory, buf: Path, t
         "google.rpc.ErrorInfo",
         "IMAGE_UNDECODABLE",
     )
+
+
+@pytest.mark.parametrize("server", ["head", "tail"])
+async def test_curl_asks_by_the_open_inference_protocol(
+    factory: Factory, buf: Path, tmp_path: Path, server: str
+) -> None:
+    address = factory.mesh.address(server)
+    code, out, err = await curl(buf, address, {}, tmp_path, f"{OPEN_INFERENCE}/ServerLive")
+    assert (code, json.loads(out)) == (0, {"live": True}), err
+    tensor = {
+        "name": "image",
+        "datatype": "FP32",
+        "shape": [1, 1, SIDE, SIDE],
+        "contents": {"fp32Contents": [round(HARD * 255) / 255] * SIDE * SIDE},
+    }
+    request = {"modelName": MODEL, "id": "7", "inputs": [tensor]}
+    code, out, err = await curl(buf, address, request, tmp_path, f"{OPEN_INFERENCE}/ModelInfer")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert (answer["modelVersion"], answer["id"]) == ("1", "7")
+    assert answer["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": ["1", "3"]}]
+    raw = np.frombuffer(base64.b64decode(answer["rawOutputContents"][0]), DTYPES["float32"])
+    assert raw == pytest.approx(logits(HARD)[0], abs=1e-3)
+
+
+async def test_curl_shows_why_the_open_inference_protocol_refuses(factory: Factory, buf: Path, tmp_path: Path) -> None:
+    request = {"modelName": "nobody"}
+    code, out, err = await curl(buf, factory.mesh.address("tail"), request, tmp_path, f"{OPEN_INFERENCE}/ModelInfer")
+    assert (code != 0, out) == (True, "")
+    assert json.loads(err)["code"] == "not_found"

@@ -44,14 +44,15 @@ class Line:
                 continue
 
     async def run(self, gateway: Mesh, **options: float) -> None:
-        async for outcome in gateway.stream(self.frames(), deadline_ms=DEADLINE_MS, window=64, **options):  # type: ignore[arg-type]
-            async with self._changed:
-                if isinstance(outcome, Answer):
-                    self.answers.append(outcome)
-                    self.answered_at.append(time.monotonic())
-                else:
-                    self.failures.append(outcome)
-                self._changed.notify_all()
+        async with gateway.stream(deadline_ms=DEADLINE_MS, window=64, **options) as stream:  # type: ignore[arg-type]
+            async for outcome in stream.run(self.frames()):
+                async with self._changed:
+                    if isinstance(outcome, Answer):
+                        self.answers.append(outcome)
+                        self.answered_at.append(time.monotonic())
+                    else:
+                        self.failures.append(outcome)
+                    self._changed.notify_all()
 
     async def until(self, reached: Callable[[], bool]) -> None:
         async with asyncio.timeout(WAIT_S), self._changed:

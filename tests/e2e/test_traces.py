@@ -13,6 +13,7 @@ from splitmesh.kernel.signals import ATTRIBUTES, PARENTS, Span
 from splitmesh.testing.otlp import ReceivedSpan
 from tests.e2e.conftest import Factory
 from tests.support.models import EASY, HARD, picture
+from tests.support.streaming import streamed
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -39,7 +40,7 @@ async def test_every_frame_is_one_trace_whose_edges_are_the_declared_ones(factor
     async with factory.mesh.gateway() as gateway, asyncio.timeout(30):
         sources = [[picture(HARD)] * FRAMES, [picture(EASY)] * FRAMES]
         cameras = [
-            [one async for one in gateway.stream(source, camera=f"camera-{number}", deadline_ms=5000)]
+            await streamed(gateway, source, f"camera-{number}", deadline_ms=5000)
             for number, source in enumerate(sources)
         ]
     answers = [one for outcomes in cameras for one in outcomes if isinstance(one, Answer)]
@@ -64,7 +65,7 @@ async def test_every_frame_is_one_trace_whose_edges_are_the_declared_ones(factor
 
 async def test_every_span_and_attribute_that_came_is_declared(factory: Factory) -> None:
     async with factory.mesh.gateway() as gateway:
-        failures = [one async for one in gateway.stream([b"no picture", picture(HARD), picture(EASY)])]
+        failures = await streamed(gateway, [b"no picture", picture(HARD), picture(EASY)])
     assert len(failures) == 3
     spans = await factory.traces.wait_for(lambda found: any(span.status == "error" for span in found), 20)
     known = {span.span_id: span for span in spans}
@@ -81,7 +82,7 @@ async def test_under_load_a_batch_holds_frames_of_several_cameras(factory: Facto
 
         async def camera(name: str) -> list[str]:
             # Three windows of 8 stay below the tail's credit of 32: above it the exit answers instead.
-            outcomes = [one async for one in gateway.stream([picture(HARD)] * 40, camera=name, window=8)]
+            outcomes = await streamed(gateway, [picture(HARD)] * 40, name, window=8)
             return [one.trace_id for one in outcomes if isinstance(one, Answer)]
 
         by_camera = await asyncio.gather(*(camera(f"line-{number}") for number in range(3)))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge.head import follow, ways
+from edge.head import load, ways
 from splitmesh.client import Answer, AnsweredBy, Mesh
 from splitmesh.model.alternatives import ALTERNATIVES, Alternative, AlternativeSet
 from splitmesh.runtime import Session, open_session
@@ -55,7 +55,7 @@ async def edge(tmp_path: Path, registered: Path, monkeypatch: pytest.MonkeyPatch
         session = open_session(model, **options)
         return _Slow(session) if model == whole else session
 
-    monkeypatch.setattr(follow, "open_session", on_this_host)
+    monkeypatch.setattr(load, "open_session", on_this_host)
     monkeypatch.setattr(ways, "STALE_S", 0.5)
     monkeypatch.setattr(ways, "DWELL_S", 0.5)
     async with world(tmp_path, registered) as made:

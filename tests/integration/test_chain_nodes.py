@@ -16,11 +16,13 @@ from cloud.tail.app import build
 from cloud.tail.config import TailSettings
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.batching import Batcher, Place
 from splitmesh.kernel.channels import Channels, open_channel
 from splitmesh.kernel.discovery_static import StaticDiscovery
 from splitmesh.kernel.lifecycle import Kernel
 from splitmesh.kernel.server import HealthControl
 from splitmesh.kernel.telemetry import Telemetry
+from tests.support.held_tail import BLOCKING, blocked, held_compute, queued
 from tests.support.models import CUT, EASY, HARD, SECOND_CUT, split_version
 from tests.support.wire import (
     WAIT_S,
@@ -96,38 +98,54 @@ async def test_a_chain_of_four_lists_every_later_hop_the_next_one_first(cloud: W
     assert all(hop.link_ms >= 0 and hop.compute_ms > 0 for hop in response.result.onward)
 
 
+async def test_the_priority_of_a_stream_holds_at_every_node(cloud: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = Batcher.place
+
+    def place(self: Batcher, size_bytes: int, deadline_s: float, priority: int = 0) -> Place:
+        seen.append(priority)
+        return real(self, size_bytes, deadline_s, priority)
+
+    monkeypatch.setattr(Batcher, "place", place)
+    await cloud.start("tail")
+    async with run_stream(await middle(cloud), CHAIN, priority=7) as raw:
+        await assert_alive(raw)
+    assert seen == [7, 7]
+
+
 async def test_frames_are_batched_at_every_node(cloud: World) -> None:
-    tail = await cloud.start("tail", max_batch_delay_ms=300)
-    mec = await middle(cloud, max_batch_delay_ms=200)
-    async with run_stream(mec, CHAIN) as raw, run_stream(tail.address, CHAIN, segment=2) as other:
-        for frame_id in range(8):
-            await send(raw, frame_messages(packed(EASY if frame_id % 2 else HARD), frame_id))
-        await queued(tail.address, 8)
-        await send(other, frame_messages(packed(**{SECOND_CUT: MEAN}), 0))
-        assert (await other.read()).result.batch_size == 9
-        answers = [await raw.read() for _ in range(8)]
-    assert {answer.result.batch_size for answer in answers} == {8}
+    tail = await cloud.start("tail")
+    mec = await middle(cloud)
+    with held_compute(CUT) as gate, held_compute(SECOND_CUT) as second_gate:
+        async with run_stream(mec, CHAIN) as raw, run_stream(tail.address, CHAIN, segment=2) as other:
+            await blocked(raw, gate)
+            await send(other, frame_messages(packed(**{SECOND_CUT: MEAN}), 0))
+            assert await asyncio.to_thread(second_gate.reached.wait, WAIT_S)
+            for frame_id in range(8):
+                await send(raw, frame_messages(packed(EASY if frame_id % 2 else HARD), frame_id))
+            await queued(mec, 8)
+            gate.open()
+            await queued(tail.address, 9)
+            second_gate.open()
+            assert (await other.read()).result.batch_size == 1
+            answers = [answer for _ in range(9) if (answer := await raw.read()).result.frame_id != BLOCKING]
+    assert max(answer.result.batch_size for answer in answers) >= 4
     for answer in answers:
         assert np.argmax(scores(answer)) == (0 if answer.result.frame_id % 2 else 1)
 
 
-async def queued(address: str, count: int) -> None:
-    """Wait until so many frames wait for compute."""
-    async with open_channel(address) as channel, asyncio.timeout(WAIT_S):
-        stub = segment_pb2_grpc.SegmentServiceStub(channel)
-        while (await stub.Describe(segment_pb2.DescribeRequest())).queue_length != count:
-            pass
-
-
 async def test_two_heads_do_not_take_each_others_credit(cloud: World) -> None:
-    await cloud.start("tail", credit=3, max_batch_delay_ms=100)
-    mec = await middle(cloud, credit=3, max_batch_delay_ms=0)
-    async with run_stream(mec, CHAIN) as one, run_stream(mec, CHAIN) as two:
-        for frame_id in range(3):
-            await send(one, frame_messages(packed(EASY), frame_id))
-            await send(two, frame_messages(packed(HARD), frame_id))
-        for raw in (one, two):
-            assert sorted([(await raw.read()).result.frame_id for _ in range(3)]) == [0, 1, 2]
+    tail = await cloud.start("tail", credit=3)
+    mec = await middle(cloud, credit=3)
+    with held_compute(SECOND_CUT) as gate:
+        async with run_stream(mec, CHAIN) as one, run_stream(mec, CHAIN) as two:
+            for frame_id in range(3):
+                await send(one, frame_messages(packed(EASY), frame_id))
+                await send(two, frame_messages(packed(HARD), frame_id))
+            await queued(tail.address, 5)
+            gate.open()
+            for raw in (one, two):
+                assert sorted([(await raw.read()).result.frame_id for _ in range(3)]) == [0, 1, 2]
 
 
 async def test_a_stream_that_ends_leaves_nothing_open_behind_it(cloud: World) -> None:
@@ -178,26 +196,29 @@ async def test_what_the_last_segment_refuses_comes_back_with_its_reason_and_the_
 
 
 async def test_what_is_left_of_the_deadline_travels_on(cloud: World) -> None:
-    await cloud.start("tail", max_batch_delay_ms=800)
-    mec = await middle(cloud, max_batch_delay_ms=0)
-    async with run_stream(mec, CHAIN) as raw:
-        begun = time.monotonic()
-        await send(raw, frame_messages(packed(HARD), 3, deadline_ms=200))
-        frame_id, error = frame_error(await raw.read())
-        assert time.monotonic() - begun < 0.7
-        assert (frame_id, error.reason) == (3, Reason.DEADLINE_EXPIRED)
+    await cloud.start("tail")
+    mec = await middle(cloud)
+    with held_compute(SECOND_CUT):
+        async with run_stream(mec, CHAIN) as raw:
+            begun = time.monotonic()
+            await send(raw, frame_messages(packed(HARD), 3, deadline_ms=200))
+            frame_id, error = frame_error(await raw.read())
+            assert time.monotonic() - begun < WAIT_S / 2
+            assert (frame_id, error.reason) == (3, Reason.DEADLINE_EXPIRED)
 
 
 async def test_frames_above_the_next_nodes_credit_are_refused_alone(cloud: World) -> None:
-    await cloud.start("tail", credit=1, max_batch_delay_ms=300)
+    await cloud.start("tail", credit=1)
     mec = await middle(cloud)
-    async with run_stream(mec, CHAIN) as raw:
-        for frame_id in range(2):
-            await send(raw, frame_messages(packed(HARD), frame_id))
-        _, error = frame_error(await raw.read())
-        assert error.reason is Reason.QUEUE_FULL
-        assert error.retry_after_s
-        assert (await raw.read()).WhichOneof("message") == "result"
+    with held_compute(SECOND_CUT) as gate:
+        async with run_stream(mec, CHAIN) as raw:
+            for frame_id in range(2):
+                await send(raw, frame_messages(packed(HARD), frame_id))
+            _, error = frame_error(await raw.read())
+            assert error.reason is Reason.QUEUE_FULL
+            assert error.retry_after_s
+            gate.open()
+            assert (await raw.read()).WhichOneof("message") == "result"
 
 
 async def test_while_the_next_node_is_away_frames_fail_at_once_and_then_go_through_again(cloud: World) -> None:

@@ -304,8 +304,13 @@ async def test_nodes_says_who_is_well_and_what_a_tail_has_loaded(deployed: Deplo
     assert {node["health"] for node in nodes.values()} == {"SERVING"}
     assert f"{MODEL}:3 on CPUExecutionProvider" in nodes["tail"]["detail"]
     assert nodes["head"]["address"] == deployed.mesh.head
+    (uplink,) = nodes["head"]["uplinks"]
+    assert (uplink["node"], uplink["model"], uplink["state"]) == ("tail-1", f"{MODEL}:3", "open")
+    assert not nodes["tail"]["uplinks"]
     table = await deployed.mesh.run("nodes")
     assert table.out.count("SERVING") == len(MODULES)
+    assert "uplinks of" in table.out
+    assert "backlog ms" in table.out
 
 
 async def test_nodes_says_that_a_head_has_no_model_yet(deployed: Deployed) -> None:
@@ -324,7 +329,8 @@ async def test_outcomes_counts_what_each_node_answered_and_refused(deployed: Dep
     (entry,) = found
     assert (entry["version"], entry["outcomes"]["edge_whole"]) == (3, 0)
     table = await run("outcomes", MODEL)
-    assert all(column in table.out for column in ("edge fallback", "edge whole", "tail disagreed", "last report"))
+    assert all(column in table.out for column in ("edge fallback", "edge whole", "tail disagreed", "tail backlog"))
+    assert entry["load"]["tails"] == 1
     assert entry["node"] in table.out
     assert "(IMAGE_UNDECODABLE" in table.out
 

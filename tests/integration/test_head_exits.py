@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edge.head import follow
+from edge.head import follow, load
 from edge.head.active import warm_up
 from splitmesh.client import Answer, AnsweredBy, Mesh
 from splitmesh.client.routing import Outcomes, PolicyInfo
@@ -62,7 +62,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[_Counting]:
         made.append(_Counting(open_session(model, **options), pause_s))
         return made[-1]
 
-    monkeypatch.setattr(follow, "open_session", counting)
+    monkeypatch.setattr(load, "open_session", counting)
     return made
 
 
@@ -77,7 +77,7 @@ async def edge(tmp_path: Path, registered: Path) -> AsyncIterator[World]:
 @pytest.fixture
 async def gateway(edge: World, opened: list[_Counting]) -> Mesh:
     await edge.start("tail")
-    await edge.start("head", models=NAME)
+    await edge.start("head", models=NAME, segment_threads=1)
     return await edge.ready_mesh()
 
 
@@ -195,7 +195,7 @@ async def test_a_restart_with_registry_and_router_gone_has_stages_tables_and_pol
     for service in ("registry", "router", "head"):
         await edge.stop(service)
     del edge.addresses["head"]
-    await edge.start("head", models=NAME)
+    await edge.start("head", models=NAME, segment_threads=1)
     assert len(opened) == 2 * STAGES
     again = await edge.ready_mesh()
     answers = [await again.infer(frames.pictures[kind[:1]], retries=20) for kind in frames.of]
@@ -228,7 +228,7 @@ async def test_a_staged_version_can_be_one_of_several_ways(edge: World, opened: 
     await edge.registry.create_version(NAME, listed, created_by="partitioner")
     await edge.registry.set_alias(NAME, "production", 3)
     await edge.start("tail")
-    await edge.start("head", models=NAME)
+    await edge.start("head", models=NAME, segment_threads=1)
     gateway = await edge.ready_mesh()
     assert len(opened) == STAGES + 1
     frames = Frames((await policy_of(edge)).threshold)
@@ -270,7 +270,7 @@ async def test_an_answer_of_the_tail_that_cannot_be_used_is_no_answer_at_a_rate(
     await edge.registry.create_version(NAME, spoilt, created_by="push")
     await edge.registry.set_alias(NAME, "production", 2)
     await edge.start("tail")
-    await edge.start("head", models=NAME)
+    await edge.start("head", models=NAME, segment_threads=1)
     gateway = await edge.ready_mesh()
     frames = Frames((await policy_of(edge)).threshold)
     answer = await gateway.infer(frames.pictures[frames.of[STAGES][:1]])
@@ -291,9 +291,9 @@ async def test_what_cannot_be_warmed_up_is_closed_and_tried_again(
             raise MeshError(Reason.DEADLINE_EXPIRED, "it took too long")
         return warm_up(session)
 
-    monkeypatch.setattr(follow, "warm_up", fails_once)
+    monkeypatch.setattr(load, "warm_up", fails_once)
     monkeypatch.setattr(follow, "RETRY_S", 0.05)
-    await edge.start("head", models=NAME, switch_wait_s=0)
+    await edge.start("head", models=NAME, segment_threads=1, switch_wait_s=0)
     await edge.ready_mesh()
     assert len(opened) == 2 * STAGES
     feeds = {"x": pictures_of(1)[0]}

@@ -9,9 +9,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -57,6 +58,19 @@ def frame(frame_id: int) -> segment_pb2.RunRequest:
 
 def result(frame_id: int) -> segment_pb2.RunResponse:
     return segment_pb2.RunResponse(result=segment_pb2.Result(frame_id=frame_id))
+
+
+Answer = Callable[[segment_pb2.RunRequest], Coroutine[Any, Any, segment_pb2.RunResponse]]
+
+
+def frame_stream(answer: Answer, service: SmallService) -> FrameStream[segment_pb2.RunRequest, segment_pb2.RunResponse]:
+    return FrameStream(
+        answer,
+        lambda request, error: result(0),
+        frame_id=lambda request: request.frame.frame_id,
+        credit=8,
+        drain=service.drain,
+    )
 
 
 async def test_a_service_passes_its_states_and_its_parts_stop_in_reverse() -> None:
@@ -140,7 +154,7 @@ async def test_a_stop_answers_what_a_stream_has_sent_and_ends_it_with_not_ready(
         return result(request.frame.frame_id)
 
     async def run(requests: AsyncIterator[segment_pb2.RunRequest]) -> AsyncIterator[segment_pb2.RunResponse]:
-        stream = FrameStream(slow, lambda item, error: result(0), credit=8, drain=service.drain)
+        stream = frame_stream(slow, service)
         async for response in stream.serve(requests):
             yield response
 
@@ -168,7 +182,7 @@ async def test_a_stop_waits_no_longer_than_the_drain_for_an_answer_that_never_co
         raise AssertionError
 
     async def run(requests: AsyncIterator[segment_pb2.RunRequest]) -> AsyncIterator[segment_pb2.RunResponse]:
-        stream = FrameStream(never, lambda item, error: result(0), credit=8, drain=service.drain)
+        stream = frame_stream(never, service)
         async for response in stream.serve(requests):
             yield response
 

@@ -21,6 +21,7 @@ from splitmesh.runtime import open_session
 from splitmesh.testing.links import PROFILES
 from splitmesh.testing.mesh import Launcher, LocalMesh, ProcessLauncher
 from tests.integration.small_model import CUT, push_small, small_manifest, small_model, small_pictures
+from tests.support.streaming import streamed
 from tests.support.worlds import ROOT, InProcessLauncher, serving
 
 MODEL = "stripes"
@@ -65,7 +66,7 @@ async def test_a_file_becomes_a_split_model_that_answers_frames_at_the_edge_and_
     expected = as_probabilities(whole.run({"x": preprocess.normalise(pixels)})["logits"]).argmax(axis=1)
     answers: dict[int, Answer] = {}
     async with mesh.gateway(deadline_ms=5000) as gateway:
-        async for outcome in gateway.stream([png(picture) for picture in pixels], camera="line", window=8):
+        for outcome in await streamed(gateway, [png(picture) for picture in pixels], "line", window=8):
             assert isinstance(outcome, Answer)
             answers[outcome.frame_id] = outcome
     assert sorted(answers) == list(range(FRAMES))

@@ -15,7 +15,7 @@ import pytest
 from services.router.app import build
 from services.router.config import RouterSettings
 from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
-from splitmesh.client.routing import Outcomes, PolicyInfo, RoutingClient
+from splitmesh.client.routing import Outcomes, PolicyInfo, RoutingClient, UplinkLoad
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.lifecycle import Host
 from splitmesh.model.manifest import OUTCOMES
@@ -271,7 +271,8 @@ async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: Contr
     async with router(plane) as client:
         for sequence in (1, 2, 2, 1):
             await client.report_outcomes("small", 3, counts, node="mec-1", boot_id="b1", sequence=sequence)
-        await client.report_outcomes("small", 4, counts, node="mec-2", boot_id="b2", sequence=1)
+        load = UplinkLoad(12.5, 40.0, 11.0, 0.25, 2)
+        await client.report_outcomes("small", 4, counts, node="mec-2", boot_id="b2", sequence=1, load=load)
         first_entry, second_entry = await client.get_outcomes("small")
         assert [entry.version for entry in await client.get_outcomes("small", 4)] == [4]
         assert await client.get_outcomes("other") == []
@@ -279,6 +280,7 @@ async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: Contr
     assert first_entry.outcomes == Outcomes(20, 8, {"DEADLINE_EXPIRED": 4}, 2, {"IMAGE_UNDECODABLE": 6}, 10)
     assert second_entry.outcomes == counts
     assert first_entry.last_report_time.tzinfo is not None
+    assert (first_entry.load, second_entry.load) == (None, load)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +296,9 @@ async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: Contr
         ({"outcomes": Outcomes(refused={f"R{n}": 1 for n in range(65)})}, "counts.refused"),
         ({"outcomes": Outcomes(edge_exit=2**63)}, "counts"),
         ({"outcomes": Outcomes(edge_whole=2**63)}, "counts"),
+        ({"load": UplinkLoad(-1.0, 0, 0, 0, 1)}, "load.backlog_ms"),
+        ({"load": UplinkLoad(0, float("nan"), 0, 0, 1)}, "load.goodput_mbps"),
+        ({"load": UplinkLoad(0, 0, 0, 1.5, 1)}, "load.loss"),
     ],
 )
 async def test_a_report_that_makes_no_sense_is_refused_and_names_the_field(

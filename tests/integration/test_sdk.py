@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-import splitmesh.client
 from splitmesh.api.inference.v1 import inference_pb2 as pb
-from splitmesh.client import Answer, AnsweredBy, FrameFailure, Mesh, MeshError, Reason, SyncMesh
+from splitmesh.client import Answer, AnsweredBy, FrameFailure, Mesh, MeshError, Reason, StreamCounts
 from tests.support.fake_head import Break, FakeHead, answer_to, served
 
 WAIT_S = 20.0
@@ -33,7 +31,8 @@ async def head() -> AsyncIterator[FakeHead]:
 
 async def collect(mesh: Mesh, source: list[bytes], **options: float) -> list[Answer | FrameFailure]:
     async with asyncio.timeout(WAIT_S):
-        return [outcome async for outcome in mesh.stream(source, **options)]  # type: ignore[arg-type]
+        async with mesh.stream(**options) as stream:  # type: ignore[arg-type]
+            return [outcome async for outcome in stream.run(source)]
 
 
 def assert_each_answered_once(outcomes: list[Answer | FrameFailure], count: int) -> None:
@@ -47,21 +46,6 @@ def free_address() -> str:
         return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-def test_the_public_names_of_the_sdk_stay_what_they_are() -> None:
-    assert sorted(splitmesh.client.__all__) == [
-        "Answer",
-        "AnsweredBy",
-        "FrameFailure",
-        "Label",
-        "Mesh",
-        "MeshError",
-        "Reason",
-        "SyncMesh",
-        "Timings",
-    ]
-    assert all(hasattr(splitmesh.client, name) for name in splitmesh.client.__all__)
-
-
 # one call
 
 
@@ -72,7 +56,8 @@ async def test_a_call_answers_bytes_and_files_alike(head: FakeHead, tmp_path: Pa
         answer = await mesh.infer(tmp_path / "picture")
     assert (answer.label.name, answer.model, answer.answered_by) == ("from a file", "m", AnsweredBy.EDGE_EXIT)
     first, second = head.seen
-    assert (first.camera_id, first.deadline_ms, second.deadline_ms) == ("c7", 123, 1000)
+    assert first.camera_id == "c7"
+    assert 0 < first.deadline_ms <= 123 < second.deadline_ms <= 1000  # what was left of it when it was sent
     assert first.traceparent.startswith("00-")
     assert first.traceparent != second.traceparent
 
@@ -234,15 +219,16 @@ async def test_a_head_that_is_replaced_in_mid_stream_gets_the_rest() -> None:
 
 async def test_a_frame_is_given_up_after_its_time_with_the_last_reason(head: FakeHead) -> None:
     async def never_ready(request: pb.InferRequest) -> pb.InferResponse:
-        if request.frame_id == 1:
-            raise GONE
-        return answer_to(request)
+        raise GONE
 
     head.answer = never_ready
-    async with Mesh(head.address) as mesh:
-        outcomes = await collect(mesh, frames(3), give_up_s=0.3)
-    (failure,) = (one for one in outcomes if isinstance(one, FrameFailure))
-    assert (failure.frame_id, failure.error.reason) == (1, Reason.NOT_READY)
+    async with Mesh(head.address) as mesh, asyncio.timeout(WAIT_S), mesh.stream(give_up_s=0.5) as stream:
+        await head.opened.wait()  # the time runs from the camera on: a stream that opens slowly would use it up
+        await stream.send(b"never ready")
+        stream.end()
+        (failure,) = [outcome async for outcome in stream]
+    assert isinstance(failure, FrameFailure)
+    assert (failure.frame_id, failure.error.reason) == (0, Reason.NOT_READY)
 
 
 async def test_without_a_head_every_frame_is_given_up_in_time() -> None:
@@ -254,27 +240,19 @@ async def test_without_a_head_every_frame_is_given_up_in_time() -> None:
 async def test_an_answer_that_comes_after_its_frame_was_given_up_is_no_second_outcome(head: FakeHead) -> None:
     late = asyncio.Event()
 
-    async def slow_first(request: pb.InferRequest) -> pb.InferResponse:
-        if request.frame_id == 0:
-            await late.wait()
+    async def answer_late(request: pb.InferRequest) -> pb.InferResponse:
+        await late.wait()
         return answer_to(request)
 
-    head.answer = slow_first
-
-    async def source() -> AsyncIterator[bytes]:
-        yield b"slow"
-        await given_up.wait()
+    head.answer = answer_late
+    async with Mesh(head.address) as mesh, asyncio.timeout(WAIT_S), mesh.stream(give_up_s=0.2) as stream:
+        await stream.send(b"slow")
+        first = await anext(stream)
         late.set()
-        for frame in frames(5):
-            yield frame
-
-    given_up, outcomes = asyncio.Event(), []
-    async with Mesh(head.address) as mesh, asyncio.timeout(WAIT_S):
-        async for outcome in mesh.stream(source(), give_up_s=0.3):
-            outcomes.append(outcome)
-            given_up.set()
-    assert [type(one).__name__ for one in outcomes] == ["FrameFailure", *["Answer"] * 5]
-    assert [one.frame_id for one in outcomes] == list(range(6))
+        stream.end()
+        assert [outcome async for outcome in stream] == []
+    assert isinstance(first, FrameFailure)
+    assert stream.counts == StreamCounts(sent=1, failed=1)
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
@@ -304,8 +282,9 @@ async def test_a_slow_reader_slows_the_source_down(head: FakeHead) -> None:
     async with (
         Mesh(head.address) as mesh,
         asyncio.timeout(WAIT_S),
-        aclosing(mesh.stream(source(), window=4)) as outcomes,  # type: ignore[type-var]
+        mesh.stream(window=4) as stream,
     ):
+        outcomes = stream.run(source())
         for read in range(1, 20):
             await anext(outcomes)
             while len(head.seen) < min(200, read + 4):
@@ -328,8 +307,8 @@ async def test_a_reader_that_leaves_early_ends_the_stream_at_the_head(head: Fake
 
     head.answer = wait_for_the_end
     async with Mesh(head.address) as mesh, asyncio.timeout(WAIT_S):
-        async with aclosing(mesh.stream(frames(10))) as outcomes:  # type: ignore[type-var]
-            assert isinstance(await anext(outcomes), Answer)
+        async with mesh.stream() as stream:
+            assert isinstance(await anext(stream.run(frames(10))), Answer)
         await ended.wait()
 
 
@@ -342,37 +321,3 @@ async def test_two_streams_over_one_mesh_do_not_mix(head: FakeHead) -> None:
         ):
             found = {one.frame_id: one.label.name.encode() for one in outcomes if isinstance(one, Answer)}
             assert found == dict(enumerate(source))
-
-
-# without an event loop
-
-
-async def test_the_blocking_sdk_gives_the_same_answers_and_ends_its_thread(head: FakeHead) -> None:
-    def use() -> list[str]:
-        with SyncMesh(head.address) as mesh:
-            names = [mesh.infer(b"one").label.name]
-            names += [one.label.name for one in mesh.stream(frames(3)) if isinstance(one, Answer)]
-            for outcome in mesh.stream(iter(frames(100))):
-                assert isinstance(outcome, Answer)
-                break
-        mesh.close()
-        return names
-
-    names = await asyncio.wait_for(asyncio.to_thread(use), WAIT_S)
-    assert names[0] == "one"
-    assert sorted(names[1:]) == ["frame 0", "frame 1", "frame 2"]
-    assert "splitmesh" not in {thread.name for thread in threading.enumerate()}
-
-
-async def test_the_blocking_sdk_raises_the_same_errors(head: FakeHead) -> None:
-    async def refuse(request: pb.InferRequest) -> pb.InferResponse:
-        raise MeshError(Reason.MODEL_NOT_FOUND, "no such model")
-
-    head.answer = refuse
-
-    def use() -> Reason:
-        with SyncMesh(head.address) as mesh, pytest.raises(MeshError) as caught:
-            mesh.infer(b"x")
-        return caught.value.reason
-
-    assert await asyncio.wait_for(asyncio.to_thread(use), WAIT_S) is Reason.MODEL_NOT_FOUND

@@ -66,12 +66,18 @@ class Raw:
 
 @asynccontextmanager
 async def run_stream(
-    address: str, model: str, version: int = 1, *, segment: int = 0, max_frame_bytes: int = 32 << 20
+    address: str,
+    model: str,
+    version: int = 1,
+    *,
+    segment: int = 0,
+    priority: int = 0,
+    max_frame_bytes: int = 32 << 20,
 ) -> AsyncIterator[Raw]:
     """A Run stream that the tail has accepted."""
     async with open_channel(address, max_frame_bytes=max_frame_bytes) as channel:
         raw = Raw(segment_pb2_grpc.SegmentServiceStub(channel).Run())
-        opening = segment_pb2.Open(model=model, version=version, node="test", segment=segment)
+        opening = segment_pb2.Open(model=model, version=version, node="test", segment=segment, priority=priority)
         await raw.write(segment_pb2.RunRequest(open=opening))
         accepted = await raw.read()
         assert accepted.WhichOneof("message") == "accepted"
@@ -168,8 +174,8 @@ async def ended(raw: Raw) -> MeshError:
         return error
 
 
-async def opening_error(address: str, model: str, version: int, *, segment: int = 0) -> MeshError:
+async def opening_error(address: str, model: str, version: int, *, segment: int = 0, priority: int = 0) -> MeshError:
     with pytest.raises(MeshError) as caught:
-        async with run_stream(address, model, version, segment=segment):
+        async with run_stream(address, model, version, segment=segment, priority=priority):
             pass
     return caught.value

@@ -1,84 +1,30 @@
-"""Dynamic batching without a network or a model: who is computed with whom, who is dropped, who is refused."""
+"""Dynamic batching without a network or a model: who is computed with whom and when, who is dropped."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.kernel.batching import Batcher, Computed
+from splitmesh.kernel.batching import Computed
 from splitmesh.tensor.spec import Array
-
-WAIT_S = 5.0
-POISON = -1.0
-
-
-class Doubler:
-    """Doubles; can be held; fails on poison; remembers the batches it saw."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[float]] = []
-        self.go_on = threading.Event()
-        self.go_on.set()
-        self.entered = threading.Event()
-
-    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        x = feeds["x"]
-        self.entered.set()
-        assert self.go_on.wait(WAIT_S)
-        if (x == POISON).any():
-            raise RuntimeError("poison")
-        self.batches.append(x[:, 0].tolist())
-        return {"y": np.asarray(x) * 2}
-
-
-def feed(value: float, width: int = 1) -> dict[str, Array]:
-    return {"x": np.full((1, width), value, dtype=np.float32)}
-
-
-def value(done: Computed) -> float:
-    return float(done.outputs["y"][0, 0])
-
-
-@asynccontextmanager
-async def batching(
-    run: Callable[[Mapping[str, Array]], dict[str, Array]],
-    *,
-    max_batch: int = 8,
-    max_delay_s: float = 0.0,
-    max_queue: int = 100,
-    alone: bool = False,
-) -> AsyncIterator[Batcher]:
-    batcher = Batcher(run, max_batch=max_batch, max_delay_s=max_delay_s, max_queue=max_queue, alone=alone)
-    batcher.start()
-    try:
-        yield batcher
-    finally:
-        if isinstance(run, Doubler):
-            run.go_on.set()
-        await asyncio.wait_for(batcher.stop(), WAIT_S)
-
-
-@asynccontextmanager
-async def busy(run: Doubler, **options: float) -> AsyncIterator[tuple[Batcher, asyncio.Task[Computed]]]:
-    """A batcher whose first frame is being computed, so that what comes now has to wait."""
-    run.go_on.clear()
-    async with batching(run, **options) as batcher:  # type: ignore[arg-type]
-        first = asyncio.create_task(batcher.submit(feed(100.0), WAIT_S))
-        assert await asyncio.to_thread(run.entered.wait, WAIT_S)
-        yield batcher, first
-        await first
-
-
-async def submitted(batcher: Batcher, *values: float, deadline_s: float = WAIT_S) -> list[asyncio.Task[Computed]]:
-    tasks = [asyncio.create_task(batcher.submit(feed(one), deadline_s)) for one in values]
-    await asyncio.sleep(0)
-    return tasks
+from tests.support.held import (
+    FIRST,
+    POISON,
+    WAIT_S,
+    Doubler,
+    batching,
+    busy,
+    feed,
+    held,
+    known_times,
+    slots,
+    submitted,
+    value,
+)
 
 
 async def test_frames_that_wait_together_are_computed_together_each_with_its_own_row() -> None:
@@ -88,11 +34,12 @@ async def test_frames_that_wait_together_are_computed_together_each_with_its_own
         assert len(batcher) == 3
         run.go_on.set()
         done = [await task for task in tasks]
-    assert run.batches == [[100.0], [1.0, 2.0, 3.0]]
+    assert run.batches == [[FIRST], [1.0, 2.0, 3.0]]
     assert [value(one) for one in done] == [2.0, 4.0, 6.0]
     assert {one.batch_size for one in done} == {3}
     assert len({one.batch_id for one in done}) == 1
     assert all(one.enqueued_ns <= one.started_ns <= one.ended_ns for one in done)
+    assert batcher.tally.computed == 4
 
 
 async def test_a_batch_is_never_larger_than_allowed() -> None:
@@ -101,20 +48,20 @@ async def test_a_batch_is_never_larger_than_allowed() -> None:
         tasks = await submitted(batcher, 1, 2, 3)
         run.go_on.set()
         await asyncio.gather(*tasks)
-    assert run.batches == [[100.0], [1.0, 2.0], [3.0]]
+    assert run.batches == [[FIRST], [1.0, 2.0], [3.0]]
 
 
-async def test_a_full_batch_does_not_wait_for_more_company() -> None:
-    async with batching(Doubler(), max_batch=2, max_delay_s=60) as batcher:
-        tasks = await submitted(batcher, 1, 2)
-        done = await asyncio.wait_for(asyncio.gather(*tasks), WAIT_S)
-    assert [one.batch_size for one in done] == [2, 2]
+async def test_a_frame_alone_reaches_the_model_as_the_array_that_came() -> None:
+    given = feed(3)
+    seen: list[Mapping[str, Array]] = []
 
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        seen.append(feeds)
+        return {"y": feeds["x"]}
 
-async def test_a_lone_frame_waits_no_longer_than_the_delay() -> None:
-    async with batching(Doubler(), max_delay_s=0.01) as batcher:
-        done = await asyncio.wait_for(batcher.submit(feed(1), WAIT_S), WAIT_S)
-    assert done.batch_size == 1
+    async with batching(run) as batcher:
+        await batcher.submit(given, WAIT_S)
+    assert seen[0]["x"] is given["x"]
 
 
 async def test_frames_of_different_shapes_are_not_mixed() -> None:
@@ -126,49 +73,96 @@ async def test_frames_of_different_shapes_are_not_mixed() -> None:
         await asyncio.sleep(0)
         run.go_on.set()
         done = await asyncio.gather(*tasks)
-    assert run.batches == [[100.0], [1.0, 3.0], [2.0]]
+    assert run.batches == [[FIRST], [1.0, 3.0], [2.0]]
     assert [one.outputs["y"].shape for one in done] == [(1, 1), (1, 5), (1, 1)]
+
+
+async def test_the_nearest_deadline_goes_first_and_priority_brings_it_nearer() -> None:
+    run = Doubler()
+    async with busy(run, max_batch=1) as (batcher, _):
+        tasks = [
+            *await submitted(batcher, 1, deadline_s=3.0),
+            *await submitted(batcher, 2, deadline_s=2.0),
+            *await submitted(batcher, 3, deadline_s=2.5),
+            *await submitted(batcher, 4, deadline_s=2.8, priority=9),
+        ]
+        run.go_on.set()
+        await asyncio.gather(*tasks)
+    assert run.batches == [[FIRST], [4.0], [2.0], [3.0], [1.0]]
+
+
+async def test_a_frame_without_priority_is_not_starved_by_those_that_come_later_with_it() -> None:
+    run = Doubler()
+    async with busy(run, max_batch=1) as (batcher, _):
+        tasks = await submitted(batcher, 1, deadline_s=2.0)
+        tasks += await submitted(batcher, 2, deadline_s=3.0, priority=9)
+        run.go_on.set()
+        await asyncio.gather(*tasks)
+    assert run.batches == [[FIRST], [1.0], [2.0]]
+
+
+async def test_the_batch_is_as_large_as_keeps_its_earliest_deadline() -> None:
+    run = Doubler()
+    async with busy(run, times=known_times(b1=0.01, b2=0.012, b8=100.0)) as (batcher, _):
+        tasks = await submitted(batcher, 1, 2, 3, 4)
+        run.go_on.set()
+        await asyncio.gather(*tasks)
+    assert max(len(batch) for batch in run.batches) == 2
+
+
+async def test_where_company_costs_as_much_as_it_saves_frames_go_one_by_one() -> None:
+    run = Doubler()
+    async with busy(run, times=known_times(b1=0.010, b8=0.080)) as (batcher, _):
+        tasks = await submitted(batcher, 1, 2, 3)
+        run.go_on.set()
+        await asyncio.gather(*tasks)
+    assert run.batches == [[FIRST], [1.0], [2.0], [3.0]]
 
 
 async def test_an_expired_frame_is_dropped_before_it_costs_anything() -> None:
     run = Doubler()
     async with busy(run) as (batcher, _):
-        (late,) = await submitted(batcher, 1, deadline_s=0.0)
+        (late,) = await submitted(batcher, 1, deadline_s=0.01)
         (fine,) = await submitted(batcher, 2)
+        await asyncio.sleep(0.02)
         run.go_on.set()
         assert value(await fine) == 4.0
         with pytest.raises(MeshError) as caught:
             await late
     assert caught.value.reason is Reason.DEADLINE_EXPIRED
-    assert run.batches == [[100.0], [2.0]]
+    assert run.batches == [[FIRST], [2.0]]
+    assert batcher.tally.expired == 1
 
 
-async def test_exactly_the_frame_above_the_limit_is_refused_with_a_time_to_retry() -> None:
+@pytest.mark.parametrize("company", [True, False])
+async def test_a_frame_that_can_surely_not_be_done_in_time_is_dropped_unless_nothing_else_waits(company: bool) -> None:
     run = Doubler()
-    async with busy(run, max_queue=2) as (batcher, _):
-        tasks = await submitted(batcher, 1, 2)
-        with pytest.raises(MeshError) as caught:
-            await batcher.submit(feed(3), WAIT_S)
-        assert caught.value.reason is Reason.QUEUE_FULL
-        assert caught.value.retry_after_s is not None
-        assert caught.value.retry_after_s > 0
+    async with busy(run, times=known_times(b1=0.5), max_batch=1) as (batcher, first):
+        (hopeless,) = await submitted(batcher, 1, deadline_s=0.6)
+        others = await submitted(batcher, 2) if company else []
+        await asyncio.sleep(0.35)
         run.go_on.set()
-        assert [value(await task) for task in tasks] == [2.0, 4.0]
+        await asyncio.gather(first, *others)
+        if company:
+            with pytest.raises(MeshError, match="the fastest run takes") as caught:
+                await hopeless
+            assert caught.value.reason is Reason.DEADLINE_EXPIRED
+        else:
+            assert value(await hopeless) == 2.0
+    assert run.batches == [[FIRST], [2.0 if company else 1.0]]
 
 
-@pytest.mark.parametrize("gone", [0, 1, 2])
-async def test_a_caller_that_went_away_gives_its_place_back_wherever_it_stood(gone: int) -> None:
+async def test_a_cancelled_frame_is_never_computed_and_is_counted() -> None:
     run = Doubler()
-    async with busy(run, max_queue=3) as (batcher, _):
-        tasks = await submitted(batcher, 0, 1, 2)
-        tasks[gone].cancel()
-        await asyncio.gather(tasks[gone], return_exceptions=True)
-        (instead,) = await submitted(batcher, 7)
+    async with busy(run) as (batcher, _):
+        gone, stays = await submitted(batcher, 1, 2)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert len(batcher) == 1
         run.go_on.set()
-        assert value(await instead) == 14.0
-        left = [task for index, task in enumerate(tasks) if index != gone]
-        await asyncio.gather(*left)
-    assert sorted(run.batches[1]) == sorted([7.0, *({0.0, 1.0, 2.0} - {float(gone)})])
+        await stays
+    assert run.batches == [[FIRST], [2.0]]
+    assert batcher.tally.cancelled == 1
 
 
 async def test_a_frame_that_makes_its_batch_fail_fails_alone() -> None:
@@ -179,7 +173,7 @@ async def test_a_frame_that_makes_its_batch_fail_fails_alone() -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [value(one) for one in results if isinstance(one, Computed)] == [2.0, 6.0]
     assert [str(one) for one in results if isinstance(one, BaseException)] == ["poison"]
-    assert run.batches == [[100.0], [1.0], [3.0]]
+    assert run.batches == [[FIRST], [1.0], [3.0]]
 
 
 async def test_a_model_that_answers_with_other_rows_than_it_was_given_is_found_out() -> None:
@@ -205,12 +199,47 @@ async def test_what_has_no_row_for_each_sample_is_computed_alone_and_given_whole
     assert sizes == [1, 1, 1]
 
 
-async def test_what_still_waits_at_a_stop_is_refused_as_not_ready() -> None:
+async def test_what_still_waits_at_a_stop_is_refused_as_not_ready_and_what_computes_is_answered() -> None:
     run = Doubler()
-    run.go_on.clear()
-    async with batching(run, max_delay_s=60) as batcher:
+    async with slots() as shared, busy(run, slots=shared) as (batcher, first):
         (waiting,) = await submitted(batcher, 1)
-        await batcher.stop()
+        stopping = asyncio.create_task(batcher.stop())
         with pytest.raises(MeshError) as caught:
             await waiting
-    assert caught.value.reason is Reason.NOT_READY
+        await asyncio.sleep(0.01)
+        assert not stopping.done()
+        run.go_on.set()
+        await stopping
+        assert value(await first) == 2 * FIRST
+        with pytest.raises(MeshError) as after:
+            await batcher.submit(feed(1), WAIT_S)
+    assert (caught.value.reason, after.value.reason) == (Reason.NOT_READY, Reason.NOT_READY)
+
+
+# several segments
+
+
+async def test_two_segments_share_the_threads_each_with_its_own_batches_the_most_urgent_first() -> None:
+    one, two = Doubler(), Doubler()
+    async with slots() as shared, batching(one, slots=shared) as first, batching(two, slots=shared) as second:
+        blocking = await held(one, first)
+        tasks = [
+            *await submitted(first, 1, 2, deadline_s=4.0),
+            *await submitted(second, 3, 4, deadline_s=3.0),
+        ]
+        order = asyncio.as_completed(tasks)
+        one.go_on.set()
+        done = [value(await each) for each in order]
+        await blocking
+    assert done == [6.0, 8.0, 2.0, 4.0]
+    assert (one.batches, two.batches) == ([[FIRST], [1.0, 2.0]], [[3.0, 4.0]])
+
+
+async def test_with_two_threads_two_segments_compute_at_once() -> None:
+    one, two = Doubler(), Doubler()
+    async with slots(2) as shared, batching(one, slots=shared) as first, batching(two, slots=shared) as second:
+        tasks = [await held(one, first), await held(two, second)]
+        assert shared.free == 0
+        one.go_on.set()
+        two.go_on.set()
+        assert [value(await task) for task in tasks] == [2 * FIRST, 2 * FIRST]

@@ -157,3 +157,17 @@ async def test_every_service_has_a_port_of_its_own() -> None:
     discovery = make_discovery(ServiceSettings(static_addresses=local_addresses()))
     (head,) = await discovery.resolve("head")
     assert head.address == f"127.0.0.1:{PORTS['head']}"
+
+
+def test_a_models_priority_is_read_from_one_line() -> None:
+    settings = HeadSettings(models="solder-joints,helmets,rest", priorities=" solder-joints=5, helmets = 1 ")
+    assert [settings.priority_of(name) for name in settings.model_names()] == [5, 1, 0]
+    assert HeadSettings().priority_of("solder-joints") == 0
+
+
+@pytest.mark.parametrize(
+    "priorities", ["a", "a=", "a=10", "a=-1", "a=x", "a=1,a=2", "A=1", "b=1", "a=1=2", "=3", "a=²"]
+)
+def test_a_priority_that_means_nothing_is_refused(priorities: str) -> None:
+    with pytest.raises(ValidationError):
+        HeadSettings(models="a", priorities=priorities)

@@ -107,3 +107,12 @@ def test_a_status_number_that_does_not_exist_is_internal() -> None:
 
 def test_the_text_of_an_error_begins_with_its_reason() -> None:
     assert str(field_error("port", "is odd")) == "FIELD_INVALID: port: is odd"
+
+
+def test_a_text_that_quotes_too_much_is_cut_to_what_trailers_hold() -> None:
+    long = "ä" * 50_000
+    status = to_status(MeshError(Reason.FIELD_INVALID, long, fields=[("model_name", long)], metadata={"missing": long}))
+    assert len(status.SerializeToString()) < 4000
+    found = from_status(status)
+    assert found.reason is Reason.FIELD_INVALID
+    assert found.message.endswith("ä...")

@@ -14,7 +14,7 @@ from edge.head.frame import MAX_CAMERA_ID, FrameRequest, Picture
 from edge.head.messages import frame_from_message
 from edge.head.perceive import perceive
 from splitmesh.api.inference.v1 import inference_pb2 as pb
-from splitmesh.api.tensor.v1.tensor_pb2 import TensorList
+from splitmesh.api.tensor.v1.tensor_pb2 import Tensor, TensorList
 from splitmesh.client.registry import VersionInfo
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.tensors import tensor_to_message
@@ -35,6 +35,10 @@ def active() -> ActiveModel:
     session = open_session(artifacts[HEAD])
     warm_up(session)
     return ActiveModel(info, Manifest.from_json(artifacts[MANIFEST]), session, None)
+
+
+def one_tensor(tensor: Tensor) -> FrameRequest:
+    return frame_from_message(pb.InferRequest(tensor=tensor), [tensor.data])
 
 
 def test_a_picture_becomes_the_cuts_tensors_and_the_exits_row(active: ActiveModel) -> None:
@@ -63,7 +67,7 @@ def test_a_model_that_declares_no_preprocessing_takes_tensors_only(active: Activ
         perceive(bare, FrameRequest(Picture(picture(HARD))), max_pixels=1000, limits=LIMITS, codec="zstd")
     assert caught.value.fields[0][0] == "image"
     tensor = tensor_to_message("image", np.full((1, 1, 16, 16), 0.5, np.float32))
-    seen = perceive(bare, frame_from_message(pb.InferRequest(tensor=tensor)), max_pixels=1, limits=LIMITS, codec="zstd")
+    seen = perceive(bare, one_tensor(tensor), max_pixels=1, limits=LIMITS, codec="zstd")
     assert seen.outputs[CUT].max() == 0.5
 
 
@@ -71,7 +75,7 @@ def test_a_model_that_declares_no_preprocessing_takes_tensors_only(active: Activ
 def test_a_tensor_that_is_not_finite_never_reaches_the_model(active: ActiveModel, value: float) -> None:
     bad = np.full((1, 1, 16, 16), 0.5, np.float32)
     bad[0, 0, 3, 3] = value
-    request = frame_from_message(pb.InferRequest(tensor=tensor_to_message("image", bad)))
+    request = one_tensor(tensor_to_message("image", bad))
     with pytest.raises(MeshError) as caught:
         perceive(active, request, max_pixels=1, limits=LIMITS, codec="zstd")
     assert caught.value.reason is Reason.TENSOR_NOT_FINITE
@@ -121,7 +125,8 @@ def pair() -> ActiveModel:
 
 def named(*tensors: tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> FrameRequest:
     messages = [tensor_to_message(name, array) for name, array in tensors]
-    return frame_from_message(pb.InferRequest(tensors=TensorList(tensors=messages)))
+    request = pb.InferRequest(tensors=TensorList(tensors=messages))
+    return frame_from_message(request, [message.data for message in messages])
 
 
 def test_inputs_are_taken_by_name_in_any_order_and_an_input_in_the_cut_is_packed(pair: ActiveModel) -> None:
@@ -139,7 +144,7 @@ def test_inputs_are_taken_by_name_in_any_order_and_an_input_in_the_cut_is_packed
         (named(*PAIR.items(), ("third", PAIR["left"])), "tensors", "no input 'third'"),
         (named(*PAIR.items(), ("left", PAIR["left"])), "tensors", "twice"),
         (named(), "tensors", "'left', 'right'"),
-        (frame_from_message(pb.InferRequest(tensor=tensor_to_message("left", PAIR["left"]))), "tensor", "send tensors"),
+        (one_tensor(tensor_to_message("left", PAIR["left"])), "tensor", "send tensors"),
         (FrameRequest(Picture(b"x")), "image", "send tensors"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.router import store as store_module
-from services.router.store import MAX_REASONS, OTHER, Counts, MemoryStore, Report, RouterStore, Tolerance
+from services.router.store import MAX_REASONS, OTHER, Counts, Load, MemoryStore, Report, RouterStore, Tolerance
 from services.router.store_sqlite import SCHEMA_VERSION, SqliteStore
 from splitmesh.errors import MeshError, Reason
 
@@ -61,6 +61,17 @@ async def test_reports_add_up_by_version_and_node(store: RouterStore) -> None:
     assert found[0].last_report_time == later
     assert [entry.version for entry in await store.outcomes("joints", 4)] == [4]
     assert await store.outcomes("unknown") == []
+
+
+async def test_the_load_of_the_last_report_is_kept_with_its_sums(store: RouterStore) -> None:
+    first, last = Load(12.5, 40.0, 11.0, 0.01, 2), Load(90.0, 0.0, 0.0, 0.0, 1)
+    await store.add(replace(REPORT, load=first), NOW)
+    await store.add(replace(REPORT, sequence=2, load=last), NOW)
+    await store.add(replace(REPORT, sequence=1, load=first), NOW)
+    await store.add(replace(REPORT, node="mec-2"), NOW)
+    assert [entry.load for entry in await store.outcomes("joints")] == [last, None]
+    await store.add(replace(REPORT, sequence=3), NOW)
+    assert [entry.load for entry in await store.outcomes("joints")] == [None, None]
 
 
 async def test_a_repeated_report_adds_nothing(store: RouterStore) -> None:
@@ -180,6 +191,30 @@ async def test_a_failure_in_the_middle_of_a_report_leaves_nothing_of_it(tmp_path
             other.execute("DROP TRIGGER full")
         assert await store.add(REPORT, NOW)
     finally:
+        await store.stop()
+
+
+async def test_a_store_of_the_first_schema_is_upgraded_with_everything_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "router.sqlite"
+    with sqlite3.connect(path) as database:
+        for table in ("tolerances (model, max_disagreement, delta)", "policies (model, version, revision, policy)"):
+            database.execute(f"CREATE TABLE {table}")
+        database.execute(
+            "CREATE TABLE seen (node TEXT, boot_id TEXT, floor, early, touched, PRIMARY KEY (node, boot_id))"
+        )
+        database.execute(
+            "CREATE TABLE outcomes (model TEXT, version INTEGER, node TEXT, counts TEXT NOT NULL,"
+            " last_report_us INTEGER NOT NULL, PRIMARY KEY (model, version, node)) STRICT"
+        )
+        database.execute("INSERT INTO outcomes VALUES ('joints', 3, 'mec-1', '{\"edge_exit\": 7}', 1000000)")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    for _ in range(2):
+        store = SqliteStore(path)
+        await store.start()
+        await store.add(replace(REPORT, load=Load(5.0, tails=1)), NOW)
+        (entry,) = await store.outcomes("joints")
+        assert (entry.counts.edge_exit, entry.load) == (17, Load(5.0, tails=1))
         await store.stop()
 
 

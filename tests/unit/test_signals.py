@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.signals import ATTRIBUTES, PARENTS, Attr, Span
-from splitmesh.kernel.telemetry import Telemetry, trace_id_of, traceparent_of
+from splitmesh.kernel.telemetry import Telemetry, trace_context_of, trace_id_of, traceparent_of
 
 
 @pytest.fixture
@@ -83,3 +83,37 @@ def test_a_recorded_span_keeps_the_times_it_was_given(spans: tuple[Telemetry, In
         telemetry.record(Span.TAIL_QUEUE, 1000, 3000, parent=parent)
     recorded = exporter.get_finished_spans()[0]
     assert (recorded.name, recorded.start_time, recorded.end_time) == ("tail.queue", 1000, 3000)
+
+
+def test_where_nobody_takes_spans_a_frame_still_has_a_trace_id() -> None:
+    telemetry = Telemetry("test")
+    with telemetry.span(Span.GATEWAY_FRAME) as first, telemetry.span(Span.GATEWAY_FRAME) as second:
+        assert not first.is_recording()
+        assert int(trace_id_of(first), 16) > 0
+        assert trace_id_of(first) != trace_id_of(second)
+        assert traceparent_of(first).startswith(f"00-{trace_id_of(first)}-")
+    telemetry.shutdown()
+
+
+def test_where_nobody_takes_spans_the_outside_parent_is_passed_on_unchanged(
+    spans: tuple[Telemetry, InMemorySpanExporter],
+) -> None:
+    recording, exporter = spans
+    between = Telemetry("between")
+    with recording.span(Span.GATEWAY_FRAME) as gateway:
+        header, context = traceparent_of(gateway), trace_context_of(gateway)
+    for outside in ({"traceparent": header}, {"trace_context": context}):
+        with between.span(Span.HEAD_FRAME, **outside) as head:
+            between.record(Span.HEAD_DECODE, 1, 2, parent=head)
+            with between.span(Span.HEAD_ESCALATE, parent=head) as escalate:
+                assert (traceparent_of(escalate), trace_context_of(escalate)) == (header, context)
+    with recording.span(Span.TAIL_FRAME, trace_context=context):
+        pass
+    first, last = exporter.get_finished_spans()
+    assert last.parent is not None
+    assert last.parent.span_id == first.context.span_id
+
+
+def test_a_failure_where_nobody_takes_spans_is_still_raised() -> None:
+    with pytest.raises(MeshError, match="full"), Telemetry("test").span(Span.TAIL_FRAME):
+        raise MeshError(Reason.QUEUE_FULL, "full")

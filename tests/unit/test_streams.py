@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from splitmesh.kernel.latest import Latest
 from splitmesh.kernel.streams import Drain, FrameStream
 
 WAIT_S = 5.0
-Answer = Callable[[int], Awaitable[str]]
+Answer = Callable[[int], Coroutine[Any, Any, str]]
 
 
 async def items(*values: int) -> AsyncIterator[int]:
@@ -31,7 +32,11 @@ async def quick(item: int) -> str:
 
 def stream(answer: Answer, *, credit: int = 4, drain: Drain | None = None) -> FrameStream[int, str]:
     return FrameStream(
-        answer, lambda item, error: f"refused {item}: {error.reason}", credit=credit, drain=drain or Drain()
+        answer,
+        lambda item, error: f"refused {item}: {error.reason}",
+        frame_id=lambda item: item,
+        credit=credit,
+        drain=drain or Drain(),
     )
 
 

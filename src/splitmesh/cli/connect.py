@@ -7,9 +7,11 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from splitmesh.client import Mesh
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.errors import field_error
 from splitmesh.kernel.channels import Channels
@@ -42,9 +44,16 @@ def _settings() -> ServiceSettings:
         raise field_error(f"{ENV_PREFIX}{'.'.join(map(str, first['loc']))}".upper(), first["msg"]) from error
 
 
-def default_head() -> str:
-    """SPLITMESH_HEAD, or the head's port on this machine."""
-    return os.environ.get(f"{ENV_PREFIX}HEAD", f"127.0.0.1:{PORTS['head']}")
+def gateway(heads: str, **options: Any) -> Mesh:
+    """A gateway's connection to the heads named, else to those of SPLITMESH_HEAD, else to those that Consul knows where
+    SPLITMESH_DISCOVERY is consul, else to the head's port on this machine."""
+    heads = heads or os.environ.get(f"{ENV_PREFIX}HEAD", "")
+    if heads:
+        return Mesh(heads, **options)
+    settings = _settings()
+    if settings.discovery == "consul":
+        return Mesh(consul_address=settings.consul_address, consul_token=settings.consul_token, **options)
+    return Mesh(f"127.0.0.1:{PORTS['head']}", **options)
 
 
 async def find_version(registry: RegistryClient, reference: str) -> VersionInfo:

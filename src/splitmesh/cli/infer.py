@@ -10,29 +10,40 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from splitmesh.cli.connect import default_head
+from splitmesh.cli.connect import gateway
 from splitmesh.cli.output import JsonOption, run, show_json, show_line, show_table
-from splitmesh.cli.sources import frames
-from splitmesh.cli.summary import StreamSummary
-from splitmesh.client import Answer, Mesh
+from splitmesh.cli.sources import frames, paced
+from splitmesh.cli.summary import StreamSummary, live
+from splitmesh.client import Answer
+from splitmesh.client.stream import MAX_WINDOW, Drop, Order
 from splitmesh.errors import field_error
 from splitmesh.tensor.spec import Array
 
-HeadOption = Annotated[str, typer.Option("--head", help="Address of the edge head.", default_factory=default_head)]
+HeadOption = Annotated[
+    str,
+    typer.Option(
+        "--head",
+        help="Address of the edge head, or of several, separated by commas: the nearest that is well is used. Without it: "
+        "SPLITMESH_HEAD; those that Consul knows with SPLITMESH_DISCOVERY=consul; this machine's.",
+        show_default=False,
+    ),
+]
 ModelOption = Annotated[str, typer.Option("--model", help="Model to ask; empty: the head's first.")]
-DeadlineOption = Annotated[int, typer.Option("--deadline-ms", min=1, help="Time within which an answer is useful.")]
+DeadlineOption = Annotated[
+    int, typer.Option("--deadline-ms", min=1, help="Time within which an answer is useful, at the head, milliseconds.")
+]
 OtlpOption = Annotated[str, typer.Option("--otlp", help="host:port that takes this command's own spans.")]
 
 SHOWN_LABELS = 3
 
 
 def infer(
-    head: HeadOption,
     image: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False, help="A picture.")] = None,
     inputs: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="A safetensors file with every input of the model instead."),
     ] = None,
+    head: HeadOption = "",
     model: ModelOption = "",
     camera: Annotated[str, typer.Option(help="Camera id for traces and counts.")] = "cli",
     deadline_ms: DeadlineOption = 5000,
@@ -43,7 +54,7 @@ def infer(
 
     async def ask() -> Answer:
         frame = _frame(image, inputs)
-        async with Mesh(head, model=model, deadline_ms=deadline_ms, otlp_endpoint=otlp) as mesh:
+        async with gateway(head, model=model, deadline_ms=deadline_ms, otlp_endpoint=otlp) as mesh:
             return await mesh.infer(frame, camera=camera)
 
     answer = run(ask())
@@ -74,29 +85,47 @@ def _frame(image: Path | None, inputs: Path | None) -> Path | dict[str, Array]:
 
 def stream(
     source: Annotated[Path, typer.Argument(help="A folder of pictures or a video file.")],
-    head: HeadOption,
+    head: HeadOption = "",
     model: ModelOption = "",
     camera: Annotated[str, typer.Option(help="Camera id for traces and counts.")] = "cli",
     deadline_ms: DeadlineOption = 1000,
+    order: Annotated[
+        Order, typer.Option(help="Outcomes as they are ready, or in the order of the source.")
+    ] = "as-ready",
+    drop: Annotated[
+        Drop, typer.Option(help="What gives way when frames come too fast: the source, or the oldest frame that waits.")
+    ] = "none",
+    max_waiting: Annotated[
+        int, typer.Option(min=1, max=MAX_WINDOW, help="With --drop oldest: frames that may wait.")
+    ] = 1,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=1000, help="Frames a second, as a camera takes them; without it as they are answered."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
-    window: Annotated[int, typer.Option(min=1, max=4096, help="Frames under way at once.")] = 16,
+    window: Annotated[int, typer.Option(min=1, max=MAX_WINDOW, help="Frames under way at once.")] = 16,
     otlp: OtlpOption = "",
     json: JsonOption = False,
 ) -> None:
     """Answer a folder or a video; one JSON line per frame with --json, a summary otherwise.
 
-    Exit code 1 when any frame failed. Percentiles are of the last 100,000 answers of each kind.
+    Exit code 1 when any frame failed; one that --drop let give way has not. Percentiles: the last 100,000 answers of each kind.
     """
     summary = StreamSummary()
 
     async def follow() -> None:
-        pictures = frames(source, limit)
-        async with Mesh(head, model=model, deadline_ms=deadline_ms, otlp_endpoint=otlp) as mesh:
+        pictures = paced(frames(source, limit), fps)
+        async with (
+            gateway(head, model=model, deadline_ms=deadline_ms, otlp_endpoint=otlp) as mesh,
+            mesh.stream(camera, order=order, drop=drop, max_waiting=max_waiting, window=window) as sending,
+        ):
             with Progress(transient=True, disable=json) as progress:
                 task = progress.add_task("frames", total=limit)
-                async for outcome in mesh.stream(pictures, camera=camera, window=window):
+                async for outcome in sending.run(pictures):
                     summary.add(outcome)
-                    progress.advance(task)
+                    progress.update(task, advance=1, description=live(sending.counts))
                     if json:
                         show_line(outcome)
 

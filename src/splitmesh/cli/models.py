@@ -38,7 +38,9 @@ def push(
     ],
     name: Annotated[str, typer.Option(help="Name of the model.")],
     labels: Annotated[Path | None, typer.Option(exists=True, help="JSON list, or one class name per line.")] = None,
-    preprocess: Annotated[Path | None, typer.Option(exists=True, help="JSON: width, height, mode, mean, std.")] = None,
+    preprocess: Annotated[
+        Path | None, typer.Option(exists=True, help="JSON: width, height, mode, resize, decode, mean, std.")
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(

@@ -1,9 +1,10 @@
-"""``splitmesh nodes``: which services are known, where, and whether they are well."""
+"""``splitmesh nodes``: which services are known, where, and whether they are well; and a head's streams to the tails."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,6 +19,27 @@ CHECK_DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
+class UplinkRow:
+    """A head's stream to one node behind it, as the head sees it; 0 where a figure is not known."""
+
+    node: str
+    """Empty while it has not accepted."""
+    address: str
+    model: str
+    """With its version."""
+    state: str
+    in_flight: int
+    latency_ms: float
+    backlog_ms: float
+    goodput_mbps: float
+    rtt_ms: float
+    loss: float
+    answered: int
+    hedged: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """One instance of a service."""
 
@@ -25,10 +47,12 @@ class Node:
     address: str
     health: str
     detail: str
+    uplinks: Sequence[UplinkRow] = ()
+    """Of a head."""
 
 
 def nodes(json: JsonOption = False) -> None:
-    """List the mesh's services with their health and what tails have loaded."""
+    """List the mesh's services with their health, what tails have loaded, and each head's streams to the tails."""
 
     async def look() -> list[Node]:
         async with channels() as opened:
@@ -44,6 +68,11 @@ def nodes(json: JsonOption = False) -> None:
     show_table(
         "", ["service", "address", "health", "loaded"], [[n.service, n.address, n.health, n.detail] for n in found]
     )
+    columns = [field.name for field in fields(UplinkRow)]
+    for node in found:
+        if node.uplinks:
+            rows = [[getattr(uplink, column) for column in columns] for uplink in node.uplinks]
+            show_table(f"uplinks of {node.address}", [column.replace("_", " ") for column in columns], rows)
 
 
 async def _check(opened: Channels, service: str, address: str) -> Node:
@@ -54,18 +83,43 @@ async def _check(opened: Channels, service: str, address: str) -> Node:
             health_pb2.HealthCheckRequest(service=name), timeout=CHECK_DEADLINE_S
         )
         health = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        detail = await _loaded(channel) if service == "tail" else ""
+        described = await _described(channel) if service in ("tail", "head") else segment_pb2.DescribeResponse()
     except grpc.RpcError:
         return Node(service, address, "UNREACHABLE", "")
+    detail = _loaded(described) if service == "tail" else ""
     if service == "head" and answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
         detail = "no model yet"
-    return Node(service, address, health, detail)
+    return Node(service, address, health, detail, [_row(uplink) for uplink in described.uplinks])
 
 
-async def _loaded(channel: grpc.aio.Channel) -> str:
-    described = await segment_pb2_grpc.SegmentServiceStub(channel).Describe(
+async def _described(channel: grpc.aio.Channel) -> segment_pb2.DescribeResponse:
+    stub = segment_pb2_grpc.SegmentServiceStub(channel)
+    described: segment_pb2.DescribeResponse = await stub.Describe(
         segment_pb2.DescribeRequest(), timeout=CHECK_DEADLINE_S
     )
+    return described
+
+
+def _loaded(described: segment_pb2.DescribeResponse) -> str:
     return ", ".join(
-        f"{one.model}:{one.version} on {one.backend} (segment {one.segment})" for one in described.segments
+        f"{one.model}:{one.version} on {one.backend} ({'whole' if one.whole else f'segment {one.segment}'})"
+        for one in described.segments
+    )
+
+
+def _row(uplink: segment_pb2.Uplink) -> UplinkRow:
+    return UplinkRow(
+        node=uplink.node,
+        address=uplink.address,
+        model=f"{uplink.model}:{uplink.version}",
+        state=segment_pb2.UplinkState.Name(uplink.state).removeprefix("UPLINK_STATE_").lower(),
+        in_flight=uplink.in_flight,
+        latency_ms=uplink.latency_ms,
+        backlog_ms=uplink.backlog_ms,
+        goodput_mbps=uplink.goodput_mbps,
+        rtt_ms=uplink.rtt_ms,
+        loss=uplink.loss,
+        answered=uplink.answered,
+        hedged=uplink.hedged,
+        failed=uplink.failed,
     )

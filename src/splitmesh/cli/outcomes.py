@@ -1,4 +1,5 @@
-"""``splitmesh outcomes`` and ``tolerance``: who answered, as the router counts it, and how sure an exit must be to."""
+"""``splitmesh outcomes`` and ``tolerance``: who answered, as the router counts it, how crowded the tails are, and how sure an
+exit must be to."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import typer
 
 from splitmesh.cli.connect import channels
 from splitmesh.cli.output import JsonOption, run, show_json, show_table
-from splitmesh.client.routing import NodeOutcomes, RoutingClient, ToleranceInfo
+from splitmesh.client.routing import NodeOutcomes, RoutingClient, ToleranceInfo, UplinkLoad
 
 COLUMNS = (
     "node",
@@ -22,10 +23,11 @@ COLUMNS = (
     "refused",
     "last report",
 )
+LOAD_COLUMNS = ("node", "version", "tails", "tail backlog", "goodput", "round trip", "resent")
 
 
 def outcomes(model: Annotated[str, typer.Argument(help="Name of the model.")], json: JsonOption = False) -> None:
-    """Show how many frames each node's exit, the tail or the whole model answered, per version."""
+    """Show how many frames each node's exit, the tail or the whole model answered, per version, and how crowded its tails are."""
 
     async def ask() -> list[NodeOutcomes]:
         async with channels() as opened:
@@ -36,6 +38,9 @@ def outcomes(model: Annotated[str, typer.Argument(help="Name of the model.")], j
         show_json(found)
     else:
         show_table("" if found else f"{model}: no reports yet", COLUMNS, [_row(entry) for entry in found])
+        loads = [_load_row(entry, entry.load) for entry in found if entry.load is not None]
+        if loads:
+            show_table("The way to the tails, at the last report", LOAD_COLUMNS, loads)
 
 
 def tolerance(
@@ -69,6 +74,19 @@ def _row(entry: NodeOutcomes) -> list[object]:
         counts.tail_disagreed,
         _by_reason(counts.refused),
         f"{entry.last_report_time:%Y-%m-%d %H:%M:%S} UTC",
+    ]
+
+
+def _load_row(entry: NodeOutcomes, load: UplinkLoad) -> list[object]:
+    """What is not known is left out."""
+    return [
+        entry.node,
+        entry.version,
+        load.tails,
+        f"{load.backlog_ms:.0f} ms",
+        f"{load.goodput_mbps:.1f} Mbit/s" if load.goodput_mbps else "",
+        f"{load.rtt_ms:.1f} ms" if load.rtt_ms else "",
+        f"{load.loss:.2%}",
     ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,19 @@ def frames(source: Path, limit: int | None = None) -> Iterator[bytes]:
     for number, picture in enumerate(pictures):
         if limit is not None and number >= limit:
             return
+        yield picture
+
+
+async def paced(pictures: Iterator[bytes], per_s: float | None) -> AsyncIterator[bytes]:
+    """At most so many pictures a second, as a camera takes them; without a rate as they are asked for."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for number in itertools.count():
+        picture = await asyncio.to_thread(next, pictures, None)
+        if picture is None:
+            return
+        if per_s is not None:
+            await asyncio.sleep(begun + number / per_s - loop.time())
         yield picture
 
 

@@ -88,6 +88,25 @@ class FrameFailure:
     error: MeshError
 
 
+@dataclass(frozen=True, slots=True)
+class StreamCounts:
+    """What became of a stream's frames so far; ``sent`` is the sum of the next four and of the frames without an outcome."""
+
+    sent: int = 0
+    """Frames taken from the camera."""
+    answered: int = 0
+    superseded: int = 0
+    """Gave way to newer ones, here or at the head (FRAME_SUPERSEDED)."""
+    cancelled: int = 0
+    """Given up by :meth:`Stream.cancel` before they were answered."""
+    failed: int = 0
+    """Ended with any other reason."""
+    resent: int = 0
+    """Times that a frame was sent again; not more outcomes."""
+    reconnected: int = 0
+    """Times that another conversation with a head was begun after the first."""
+
+
 def answer_from_message(message: pb.InferResponse) -> Answer:
     """The message as values."""
     name = pb.AnsweredBy.Name(message.answered_by).removeprefix("ANSWERED_BY_")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
@@ -64,6 +64,27 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
+class UplinkLoad:
+    """How crowded the way to the tails is, as a head saw it; see ``splitmesh.api.routing.v1.UplinkLoad``."""
+
+    backlog_ms: float
+    """How long a frame would wait at the least crowded tail."""
+    goodput_mbps: float
+    """0: not known."""
+    rtt_ms: float
+    """0: not known."""
+    loss: float
+    """Share of TCP segments that were sent again, 0..1."""
+    tails: int
+    """That take frames now."""
+
+    @classmethod
+    def of(cls, message: routing_pb2.UplinkLoad) -> UplinkLoad:
+        """A message as a value."""
+        return cls(message.backlog_ms, message.goodput_mbps, message.rtt_ms, message.loss, message.tails)
+
+
+@dataclass(frozen=True, slots=True)
 class NodeOutcomes:
     """Sums of one version on one node."""
 
@@ -72,6 +93,8 @@ class NodeOutcomes:
     outcomes: Outcomes
     last_report_time: datetime
     """UTC."""
+    load: UplinkLoad | None = None
+    """Of the last report; None for a version without tails."""
 
 
 class RoutingClient:
@@ -111,7 +134,15 @@ class RoutingClient:
             wait_s = min(2 * wait_s, BACKOFF_S[1])
 
     async def report_outcomes(
-        self, model: str, version: int, outcomes: Outcomes, *, node: str, boot_id: str, sequence: int
+        self,
+        model: str,
+        version: int,
+        outcomes: Outcomes,
+        *,
+        node: str,
+        boot_id: str,
+        sequence: int,
+        load: UplinkLoad | None = None,
     ) -> None:
         """Add counts; on disk when it returns. Repeating it with the same node, boot and sequence adds nothing.
 
@@ -122,6 +153,7 @@ class RoutingClient:
             node: the head's name.
             boot_id: chosen anew at each start of the head.
             sequence: counts the reports of this boot from 1, over all models.
+            load: how crowded the version's tails are now; None for one without.
         """
         request = routing_pb2.ReportOutcomesRequest(
             node=node,
@@ -137,6 +169,7 @@ class RoutingClient:
                 refused=outcomes.refused,
                 edge_whole=outcomes.edge_whole,
             ),
+            load=routing_pb2.UplinkLoad(**asdict(load)) if load is not None else None,
         )
         async with mesh_errors():
             await (await self._stub()).ReportOutcomes(request)
@@ -192,4 +225,5 @@ def _node(message: routing_pb2.NodeOutcomes) -> NodeOutcomes:
             edge_whole=counts.edge_whole,
         ),
         last_report_time=message.last_report_time.ToDatetime(tzinfo=UTC),
+        load=UplinkLoad.of(message.load) if message.HasField("load") else None,
     )

@@ -1,286 +1,65 @@
-"""A head's link to the tails: one stream per tail and model version, kept open, mended, and chosen per frame.
+"""A head's link to the tails that run one segment of one model version: a frame goes out, an answer comes back.
 
-Tails come and go through discovery; a frame goes to the accepted stream with the fewest frames in flight. Every frame
-has a deadline; no queue is longer than the tail's credit. What to do when nobody answers is the head's business.
+Tails come and go through discovery. Which one gets a frame is ``client/balance.py``'s choice, when a second one gets it too
+``client/hedging.py``'s; the streams are ``client/tail_stream.py``'s. Every frame has a deadline; no queue is longer than the
+tails' credit. What to do when nobody answers is the head's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Self
 
-import grpc
-
-from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
+from splitmesh.api.routing.v1 import routing_pb2
+from splitmesh.api.segment.v1 import segment_pb2
+from splitmesh.client.balance import Balance, Conduct, Policy
+from splitmesh.client.hedging import Hedging
 from splitmesh.client.link_estimate import LinkEstimator
+from splitmesh.client.segment_result import SegmentResult, result_of
+from splitmesh.client.tail_stream import Flight, Opening, TailStream
+from splitmesh.client.uplinks import load_message, uplink_message
 from splitmesh.errors import MeshError, Reason
-from splitmesh.kernel.channels import Channels, mesh_errors
-from splitmesh.kernel.discovery import Instance
-from splitmesh.kernel.errors import ended_stream_error, from_rpc_error, from_status
-from splitmesh.kernel.tensors import header_to_message, tensors_from_messages
-from splitmesh.tensor import Frame, chunks
-from splitmesh.tensor.spec import ANSWER_LIMITS, Array
+from splitmesh.kernel.channels import Channels
+from splitmesh.kernel.discovery import Instance, split_address
+from splitmesh.tensor import Frame, TensorSpec
+
+__all__ = ["SegmentLink", "SegmentResult"]
 
 log = logging.getLogger(__name__)
 
-ACCEPT_TIMEOUT_S = 30.0
-"""A tail may have to fetch and load the segment before it accepts."""
-LONGEST_MS = 3.6e6
-"""What a tail can say that a frame took; no deadline is longer than ten minutes."""
-BACKOFF_S = (0.1, 1.0)
-"""First and largest wait before a stream is opened again; small, so that escalation resumes soon after healing."""
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentResult:
-    """What a tail made of one frame."""
-
-    outputs: dict[str, Array]
-    node: str
-    queue_ms: float
-    compute_ms: float
-    batch_size: int
-    round_trip_ms: float
-    onward: tuple[segment_pb2.Hop, ...] = ()
-    """What later segments of a chain did, the next one first."""
-
-    @property
-    def later_queue_ms(self) -> float:
-        """Waiting before compute, over this and all later segments."""
-        return self.queue_ms + sum(hop.queue_ms for hop in self.onward)
-
-    @property
-    def later_compute_ms(self) -> float:
-        """Compute, over this and all later segments."""
-        return self.compute_ms + sum(hop.compute_ms for hop in self.onward)
-
-    @property
-    def links_ms(self) -> float:
-        """The link to this segment and those between later ones."""
-        return max(0.0, self.round_trip_ms - self.later_queue_ms - self.later_compute_ms)
-
-
-@dataclass(slots=True)
-class _Flying:
-    frame: Frame
-    trace_context: bytes
-    expires: float
-    result: asyncio.Future[segment_pb2.Result]
-
-
-class _TailStream:
-    """One stream to one tail, opened again whenever it ends."""
-
-    def __init__(
-        self,
-        channels: Channels,
-        address: str,
-        opening: segment_pb2.Open,
-        accepted: asyncio.Event,
-        estimator: LinkEstimator | None,
-    ) -> None:
-        self._channels = channels
-        self._estimator = estimator
-        self._address = address
-        self._opening = opening
-        self._any_accepted = accepted
-        self._flying: dict[int, _Flying] = {}
-        self._ids = itertools.count(1)
-        self._outgoing: asyncio.Queue[int] = asyncio.Queue()  # bounded by `free`
-        self.credit = 0
-        self.node = ""
-        self._task = asyncio.create_task(self._live())
-
-    @property
-    def in_flight(self) -> int:
-        """Frames without an answer."""
-        return len(self._flying)
-
-    @property
-    def free(self) -> bool:
-        """Accepted, and below the tail's credit.
-
-        Frames given up while the link takes nothing leave their place in flight but not yet in the line to be sent.
-        """
-        return max(len(self._flying), self._outgoing.qsize()) < self.credit
-
-    async def close(self) -> None:
-        """End the stream; frames in flight fail with SERVICE_UNAVAILABLE."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def run(self, frame: Frame, trace_context: bytes, deadline_s: float) -> segment_pb2.Result:
-        """Send and wait; DEADLINE_EXPIRED after ``deadline_s`` seconds."""
-        loop = asyncio.get_running_loop()
-        frame_id = next(self._ids)
-        flying = _Flying(frame, trace_context, loop.time() + deadline_s, loop.create_future())
-        self._flying[frame_id] = flying
-        self._outgoing.put_nowait(frame_id)
-        with _Watch(self._estimator, len(frame.payload)) as watch:
-            try:
-                async with asyncio.timeout(deadline_s):
-                    result = await flying.result
-            except TimeoutError as error:
-                watch.gave_up()
-                raise MeshError(
-                    Reason.DEADLINE_EXPIRED, f"no answer from the tail in {deadline_s * 1000:.0f} ms"
-                ) from error
-            finally:
-                self._flying.pop(frame_id, None)
-            _require_times(result)
-            watch.answered(result)
-            return result
-
-    async def ping(self, timeout_s: float) -> None:
-        """A call without content on the stream's own connection; MeshError when it fails."""
-        async with self._channels.hold(self._address) as channel, mesh_errors():
-            stub = segment_pb2_grpc.SegmentServiceStub(channel)
-            await stub.Describe(segment_pb2.DescribeRequest(), timeout=timeout_s)
-
-    async def _live(self) -> None:
-        async with self._channels.hold(self._address) as channel:
-            await self._converse_for_ever(segment_pb2_grpc.SegmentServiceStub(channel))
-
-    async def _converse_for_ever(self, stub: segment_pb2_grpc.SegmentServiceStub) -> None:
-        wait_s, longest_s = BACKOFF_S
-        while True:
-            try:
-                await self._converse(stub)
-                reason: MeshError = MeshError(Reason.SERVICE_UNAVAILABLE, "the tail ended the stream")
-            except grpc.RpcError as error:
-                reason = from_rpc_error(error)
-            except MeshError as error:
-                reason = error
-            except Exception:
-                # Ending here would cut this head from the tail for good, unseen.
-                log.exception("the stream to the tail failed unexpectedly")
-                reason = MeshError(Reason.INTERNAL, "unexpected failure; see above")
-            finally:
-                was_accepted, self.credit = self.credit > 0, 0
-                self._fail_all()
-            wait_s = BACKOFF_S[0] if was_accepted else min(2 * wait_s, longest_s)
-            log.warning("no stream to the tail: %s; again in %.1f s", reason, wait_s)
-            await asyncio.sleep(wait_s)
-
-    async def _converse(self, stub: segment_pb2_grpc.SegmentServiceStub) -> None:
-        """One life of the stream; returns or raises when it is over."""
-        # Waiting for the connection inside the call: the stream opens as soon as the tail is back, not one back-off later.
-        call = stub.Run(wait_for_ready=True)
-        writer: asyncio.Task[None] | None = None
-        try:
-            async with asyncio.timeout(ACCEPT_TIMEOUT_S):
-                await call.write(segment_pb2.RunRequest(open=self._opening))
-                first = await call.read()
-            if first is grpc.aio.EOF or first.WhichOneof("message") != "accepted":
-                raise await ended_stream_error(call, "the tail")
-            self.credit, self.node = first.accepted.credit, first.accepted.node
-            self._any_accepted.set()
-            writer = asyncio.create_task(self._write(call))
-            while (response := await call.read()) is not grpc.aio.EOF:
-                self._receive(response)
-            raise await ended_stream_error(call, "the tail")
-        except TimeoutError as error:
-            raise MeshError(Reason.NOT_READY, f"the tail did not accept within {ACCEPT_TIMEOUT_S} s") from error
-        finally:
-            if writer is not None:
-                writer.cancel()
-            call.cancel()
-
-    async def _write(self, call: grpc.aio.StreamStreamCall[segment_pb2.RunRequest, segment_pb2.RunResponse]) -> None:
-        # One writer per stream: cancelling a frame's own write would cancel the whole call.
-        loop = asyncio.get_running_loop()
-        with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the reader reports how the stream ended
-            while True:
-                frame_id = await self._outgoing.get()
-                flying = self._flying.get(frame_id)
-                if flying is None:
-                    continue  # its caller has given up already
-                for message in _messages(frame_id, flying, loop.time()):
-                    await call.write(message)
-
-    def _receive(self, response: segment_pb2.RunResponse) -> None:
-        kind = response.WhichOneof("message")
-        if kind == "result":
-            flying = self._flying.get(response.result.frame_id)
-            if flying is not None and not flying.result.done():
-                flying.result.set_result(response.result)
-        elif kind == "frame_error":
-            flying = self._flying.get(response.frame_error.frame_id)
-            if flying is not None and not flying.result.done():
-                flying.result.set_exception(from_status(response.frame_error.status))
-
-    def _fail_all(self) -> None:
-        while not self._outgoing.empty():
-            self._outgoing.get_nowait()
-        for flying in self._flying.values():
-            if not flying.result.done():
-                flying.result.set_exception(
-                    MeshError(Reason.SERVICE_UNAVAILABLE, "the stream to the tail broke before the answer came")
-                )
-
-
-class _Watch:
-    """Tells the estimator how a frame fared; without an estimator nothing."""
-
-    def __init__(self, estimator: LinkEstimator | None, size_bytes: int) -> None:
-        self._estimator = estimator
-        self._number = 0 if estimator is None else estimator.sent(size_bytes, _now_ms())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def answered(self, result: segment_pb2.Result) -> None:
-        if self._estimator is not None:
-            onward_ms = sum(hop.link_ms + hop.queue_ms + hop.compute_ms for hop in result.onward)
-            self._estimator.answered(
-                self._number, _now_ms(), queue_ms=result.queue_ms, compute_ms=result.compute_ms + onward_ms
-            )
-
-    def gave_up(self) -> None:
-        if self._estimator is not None:
-            self._estimator.gave_up(self._number, _now_ms())
-
-    def __exit__(self, *_: object) -> None:
-        if self._estimator is not None:
-            self._estimator.forget(self._number)
-
-
-def _require_times(result: segment_pb2.Result) -> None:
-    """PROTOCOL_VIOLATION for times that are none: one that is no number would spoil every later estimate."""
-    hops = [ms for hop in result.onward for ms in (hop.link_ms, hop.queue_ms, hop.compute_ms)]
-    for ms in (result.queue_ms, result.compute_ms, *hops):
-        if not 0 <= ms <= LONGEST_MS:
-            raise MeshError(Reason.PROTOCOL_VIOLATION, f"the tail says that something took {ms} ms")
-
-
-def _now_ms() -> float:
-    return time.monotonic() * 1e3
-
-
-def _messages(frame_id: int, flying: _Flying, now: float) -> list[segment_pb2.RunRequest]:
-    frame = flying.frame
-    head = segment_pb2.SegmentFrame(
-        frame_id=frame_id,
-        header=header_to_message(frame.header),
-        payload=b"" if frame.header.chunk_count else bytes(frame.payload),
-        trace_context=flying.trace_context,
-        deadline_ms=max(1, round((flying.expires - now) * 1000)),
-    )
-    pieces = [
-        segment_pb2.RunRequest(chunk=segment_pb2.Chunk(index=index, data=data))
-        for index, data in enumerate(chunks(frame))
-    ]
-    return [segment_pb2.RunRequest(frame=head), *pieces]
+LEAVE_S = 10.0
+"""How long the frames of a tail that discovery no longer knows may still wait for their answers."""
+JUDGE_MS = 20.0
+"""Between two looks at which tails are outliers; a failure is looked at before the next frame is sent."""
+ELSEWHERE = (
+    Reason.SERVICE_UNAVAILABLE,
+    Reason.QUEUE_FULL,
+    Reason.NOT_READY,
+    Reason.INTERNAL,
+    Reason.CANCELLED,
+)
+"""Failures of one tail that another one need not have. Computing a segment twice is harmless."""
 
 
 class SegmentLink:
-    """Streams to every known node that runs one segment of one model version."""
+    """Streams to every known node that runs one segment of one model version.
+
+    Args:
+        channels: know the nodes' addresses.
+        model: by name.
+        version: of it.
+        node: who opens the streams.
+        service: name under which the nodes are discovered.
+        segment: which of the version's segments they run.
+        estimator: is told what crosses.
+        wire: what the version states for the cut; frames that carry just that are sent without saying so.
+        priority: how urgent this application's frames are beside others', 0..9.
+        policy: how several tails are treated.
+    """
 
     def __init__(
         self,
@@ -292,14 +71,23 @@ class SegmentLink:
         service: str = "tail",
         segment: int = 1,
         estimator: LinkEstimator | None = None,
+        wire: Sequence[TensorSpec] = (),
+        priority: int = 0,
+        policy: Policy | None = None,
     ) -> None:
+        policy = policy or Policy()
         self._channels = channels
         self._estimator = estimator
-        self._opening = segment_pb2.Open(model=model, version=version, node=node, segment=segment)
+        opening = segment_pb2.Open(model=model, version=version, node=node, segment=segment, priority=priority)
+        self._opening = Opening(opening, one_sample(wire))
         self._service = service
-        self._streams: dict[str, _TailStream] = {}
+        self._streams: dict[str, TailStream] = {}
+        self._leaving: dict[TailStream, asyncio.Task[None]] = {}
         self._accepted = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
+        self._balance = Balance(policy, random.Random())
+        self._hedging = Hedging(policy.hedge_budget)
+        self._judged_ms = 0.0
 
     async def start(self) -> None:
         """Begin to follow discovery; returns at once."""
@@ -310,7 +98,10 @@ class SegmentLink:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        await asyncio.gather(*(stream.close() for stream in self._streams.values()))
+        for task in self._leaving.values():
+            task.cancel()
+        streams = [*self._streams.values(), *self._leaving]
+        await asyncio.gather(*(stream.close() for stream in streams), *self._leaving.values(), return_exceptions=True)
         self._streams.clear()
 
     async def wait_accepted(self, timeout_s: float) -> bool:
@@ -322,11 +113,16 @@ class SegmentLink:
     @property
     def available(self) -> bool:
         """Some tail accepts frames now."""
-        return any(stream.credit for stream in self._streams.values())
+        return any(stream.accepts for stream in self._streams.values())
+
+    @property
+    def peers(self) -> set[tuple[str, int]]:
+        """Host and port of every known tail."""
+        return {split_address(address) for address in self._streams}
 
     async def ping(self, timeout_s: float) -> float:
         """Round trip, in milliseconds, of a call without content to a tail; SERVICE_UNAVAILABLE when none accepts."""
-        _, stream = self._choose(set())
+        stream = self._choose(())
         begun = time.monotonic()
         await stream.ping(timeout_s)
         return (time.monotonic() - begun) * 1e3
@@ -334,58 +130,171 @@ class SegmentLink:
     @property
     def in_flight(self) -> int:
         """Frames without an answer, over all tails."""
-        return sum(stream.in_flight for stream in self._streams.values())
+        return sum(stream.in_flight for stream in (*self._streams.values(), *self._leaving))
+
+    def uplinks(self) -> list[segment_pb2.Uplink]:
+        """Every stream as it is now, those that discovery no longer knows among them."""
+        return [
+            uplink_message(stream, self._opening.message, self._estimator)
+            for stream in (*self._streams.values(), *self._leaving)
+        ]
+
+    def load(self) -> routing_pb2.UplinkLoad:
+        """How crowded the tails are, and how good the link to them is."""
+        return load_message([stream for stream in self._streams.values() if stream.accepts], self._estimator)
 
     async def run(self, frame: Frame, *, trace_context: bytes, deadline_s: float) -> SegmentResult:
-        """The tail's outputs for one frame.
+        """The tail's outputs for one frame. A frame that one tail fails or refuses goes to another at once, and one that is
+        late to a second one as well; a tail whose answer nobody waits for any more is told.
 
         Raises MeshError SERVICE_UNAVAILABLE (no tail, or the stream broke and no other tail is left), QUEUE_FULL (every
-        tail has its credit in flight), DEADLINE_EXPIRED, or what the tail answered.
+        tail has its credit in flight, or wants no frame yet), DEADLINE_EXPIRED, or what the tail answered.
         """
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        tried: set[str] = set()
-        while True:
-            address, stream = self._choose(tried)
-            try:
-                result = await stream.run(frame, trace_context, deadline_s - (loop.time() - begun))
-            except MeshError as error:
-                # Computing a segment twice is harmless, so a frame whose stream broke goes to another tail at once.
-                retryable = error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.QUEUE_FULL)
-                tried.add(address)
-                if retryable and self._streams.keys() - tried and loop.time() - begun < deadline_s:
-                    continue
-                raise
-            return SegmentResult(
-                outputs=tensors_from_messages(result.outputs, ANSWER_LIMITS),
-                node=stream.node,
-                queue_ms=result.queue_ms,
-                compute_ms=result.compute_ms,
-                batch_size=result.batch_size,
-                round_trip_ms=(loop.time() - begun) * 1000,
-                onward=tuple(result.onward),
-            )
+        begun = asyncio.get_running_loop().time()
+        asked = _Asked(frame, trace_context, begun, begun + deadline_s)
+        self._hedging.sent()
+        try:
+            asked.send(self._choose(asked.tails))
+            flight = await self._first_answer(asked)
+        except TimeoutError as error:
+            asked.drop_all(expired=True)
+            raise MeshError(
+                Reason.DEADLINE_EXPIRED, f"no answer from the tail in {deadline_s * 1000:.0f} ms"
+            ) from error
+        finally:
+            asked.drop_all()
+        round_trip_ms = (asyncio.get_running_loop().time() - begun) * 1000
+        return result_of(flight.answer.result(), flight.stream.node, round_trip_ms)
 
-    def _choose(self, tried: set[str]) -> tuple[str, _TailStream]:
-        candidates = [(address, stream) for address, stream in self._streams.items() if address not in tried]
-        accepted = [pair for pair in candidates if pair[1].credit]
-        if not accepted:
+    async def _first_answer(self, asked: _Asked) -> Flight:
+        """The flight that was answered; raises TimeoutError at the deadline, or what the last tail to fail says."""
+        loop = asyncio.get_running_loop()
+        late = loop.time() + self._hedging.late_ms / 1e3 if len(self._streams) > 1 else asked.expires
+        while True:
+            for flight in await asked.some_end(min(late, asked.expires)):
+                error = flight.answer.exception()
+                if error is None:
+                    asked.drop_all(beaten_by=flight)
+                    return flight
+                asked.flights.remove(flight)
+                self._judged_ms = 0.0
+                if not isinstance(error, MeshError) or error.reason not in ELSEWHERE:
+                    raise error
+                if not asked.flights:
+                    asked.send(self._choose_after(asked.tails, error))
+            if loop.time() >= asked.expires:
+                raise TimeoutError
+            if loop.time() >= late:
+                late = asked.expires if self._hedged(asked) else loop.time() + self._hedging.late_ms / 1e3
+
+    def _hedged(self, asked: _Asked) -> bool:
+        """Whether a late frame was sent to a second tail, one that is free and well: when the budget allows it, and in any case
+        when the first one has been ejected since."""
+        try:
+            stream, now = self._choose(asked.tails, well=True), asyncio.get_running_loop().time()
+        except MeshError:
+            return False
+        age_ms, left_ms = (now - asked.begun) * 1e3, (asked.expires - now) * 1e3
+        backlog_ms = stream.standing.backlog_ms(time.monotonic() * 1e3)
+        late_at = asked.flights[0].stream.standing
+        in_budget = self._hedging.take(age_ms=age_ms, left_ms=left_ms, backlog_ms=backlog_ms)
+        if not in_budget and late_at.conduct is not Conduct.EJECTED:
+            return False
+        late_at.hedged_frames += 1
+        asked.send(stream)
+        return True
+
+    def _choose_after(self, tried: Collection[TailStream], error: MeshError) -> TailStream:
+        """Another tail; the error of the one before where there is none."""
+        try:
+            return self._choose(tried)
+        except MeshError:
+            raise error from None
+
+    def _choose(self, tried: Collection[TailStream], *, well: bool = False) -> TailStream:
+        """Who gets a frame that ``tried`` have had already; with ``well`` only a tail without a fault."""
+        now_ms = time.monotonic() * 1e3
+        accepting = [stream for stream in self._streams.values() if stream.accepts]
+        self._judge(accepting, now_ms)
+        accepting = [stream for stream in accepting if stream not in tried]
+        if not accepting:
             raise MeshError(Reason.SERVICE_UNAVAILABLE, "no tail has accepted this version", retry_after_s=1.0)
-        free = [pair for pair in accepted if pair[1].free]
+        free = [stream for stream in accepting if stream.free and (stream.standing.well or not well)]
         if not free:
             raise MeshError(
                 Reason.QUEUE_FULL, "every tail has as many unanswered frames as it allows", retry_after_s=0.1
             )
-        return min(free, key=lambda pair: pair[1].in_flight)
+        chosen = self._balance.choose([stream.standing for stream in free], now_ms)
+        if chosen is None:
+            held_ms = min(stream.standing.held_ms(now_ms) for stream in free)
+            raise MeshError(Reason.QUEUE_FULL, "every tail is busy and said so", retry_after_s=held_ms / 1e3)
+        return free[chosen]
+
+    def _judge(self, accepting: Sequence[TailStream], now_ms: float) -> None:
+        if len(accepting) < 2 or now_ms - self._judged_ms < JUDGE_MS:
+            return
+        self._judged_ms = now_ms
+        nodes = {stream.standing: stream.node for stream in accepting}
+        for standing, why, away_ms in self._balance.judge(list(nodes), now_ms):
+            log.warning("no frames to %s for %.0f s: %s", nodes[standing], away_ms / 1e3, why)
 
     async def _watch(self) -> None:
         instances: AsyncIterator[tuple[Instance, ...]] = self._channels.discovery.watch(self._service)
         async for known in instances:
             addresses = {instance.address for instance in known}
             for address in addresses - self._streams.keys():
-                self._streams[address] = _TailStream(
-                    self._channels, address, self._opening, self._accepted, self._estimator
+                self._streams[address] = TailStream(
+                    self._channels, address, self._opening, self._accepted.set, self._hedging.answered, self._estimator
                 )
             for address in self._streams.keys() - addresses:
-                stream = self._streams.pop(address)
-                await stream.close()
+                await self._leave(self._streams.pop(address))
+
+    async def _leave(self, stream: TailStream) -> None:
+        """No more frames; those on their way may end."""
+        if not stream.in_flight:
+            await stream.close()
+            return
+        leaving = self._leaving[stream] = asyncio.create_task(stream.finish(LEAVE_S))
+        leaving.add_done_callback(lambda _: self._leaving.pop(stream))
+
+
+class _Asked:
+    """One frame, and the tails that have it."""
+
+    def __init__(self, frame: Frame, trace_context: bytes, begun: float, expires: float) -> None:
+        """Times are on the loop's clock."""
+        self._frame = frame
+        self._trace_context = trace_context
+        self.begun = begun
+        self.expires = expires
+        self.tails: list[TailStream] = []
+        """All that were ever asked."""
+        self.flights: list[Flight] = []
+        """Without an answer; the one that was sent last is the last."""
+
+    def send(self, stream: TailStream) -> None:
+        """To one more tail."""
+        self.tails.append(stream)
+        self.flights.append(stream.send(self._frame, self._trace_context, self.expires))
+
+    async def some_end(self, until: float) -> list[Flight]:
+        """The flights that are over; none when ``until`` came first."""
+        left_s = until - asyncio.get_running_loop().time()
+        answers = [flight.answer for flight in self.flights]
+        await asyncio.wait(answers, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+        return [flight for flight in self.flights if flight.answer.done()]
+
+    def drop_all(self, *, beaten_by: Flight | None = None, expired: bool = False) -> None:
+        """Nobody waits any more for those that are not over."""
+        for flight in self.flights:
+            # Only who was asked earlier was beaten: the others had no fair start.
+            beaten = beaten_by is not None and self.flights.index(flight) < self.flights.index(beaten_by)
+            if flight is not beaten_by:
+                flight.stream.drop(flight, beaten=beaten, expired=expired)
+
+
+def one_sample(wire: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """What a frame of one sample carries; empty where a version leaves that open."""
+    if any(-1 in spec.shape[1:] or spec.shape[:1] not in ((-1,), (1,)) for spec in wire):
+        return ()
+    return tuple(TensorSpec(spec.name, spec.dtype, (1, *spec.shape[1:])) for spec in wire)

@@ -1,213 +1,294 @@
 """Dynamic batching: frames that wait together are computed together.
 
-One :class:`Batcher` per loaded segment. Expired frames are dropped before compute; a batch that fails is computed frame
-by frame, so that one poisonous frame fails alone. Knows arrays and deadlines, nothing of streams or models.
+One :class:`Batcher` per loaded segment; all of a node share its :class:`~splitmesh.kernel.slots.ComputeSlots`. Frames go by
+their virtual deadline, so that urgent ones come first and none starves. What has expired, or can surely not be done in
+time, is dropped before compute; what would wait beyond its deadline is refused at once; a batch that fails is computed
+frame by frame, so that one poisonous frame fails alone. Knows arrays and deadlines, nothing of streams or models.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from bisect import bisect_right, insort
+from itertools import islice
+from types import TracebackType
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.tensor.spec import Array
+from splitmesh.kernel.batch_job import BatchJob, Computed, Feeds, OnRun, Run, Tally, Waiting, shapes_of
+from splitmesh.kernel.batch_times import BatchTimes
+from splitmesh.kernel.company import Company
+from splitmesh.kernel.slots import ComputeSlots
 
-Feeds = Mapping[str, Array]
-Run = Callable[[Feeds], dict[str, Array]]
-OnRun = Callable[[int, float], None]
-"""Told the samples of a run and its milliseconds, in the thread that computed."""
+__all__ = ["Batcher", "Computed", "Place", "Run", "Tally"]
 
-_BATCH_IDS = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """One frame's outputs and where its time went."""
-
-    outputs: dict[str, Array]
-    batch_id: int
-    batch_size: int
-    enqueued_ns: int
-    started_ns: int
-    ended_ns: int
-
-
-@dataclass(slots=True)
-class _Waiting:
-    feeds: Feeds
-    expires: float
-    enqueued_ns: int
-    result: asyncio.Future[Computed] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+PRIORITY_S = 0.1
+"""A level of priority counts as much as a deadline that is so many seconds nearer."""
+LEAST_RETRY_S = 0.001
 
 
 class Batcher:
-    """Collects single frames (leading dimension 1) and computes them in batches, one batch at a time.
+    """Collects single frames (leading dimension 1) of one segment and computes them in batches.
 
-    With ``alone`` every frame is a batch and gets the outputs as they are: of a segment whose outputs have no row for each
-    sample, as those of a detector that lists what it finds.
+    Args:
+        run: computes; called in a thread, several at once when there are several slots.
+        slots: the node's threads and limits. None: one of its own, without limits.
+        max_batch: most frames computed together.
+        max_delay_s: the longest wait for company while a slot is free, see :class:`Company`.
+        max_queue: most frames that wait here; one more for each free slot, which takes it at once.
+        times: what batches take, when that was measured before.
+        on_run: told the samples of a run and its milliseconds, in the thread that computed.
+        alone: every frame is a batch and gets the outputs as they are: of a segment whose outputs have no row for each
+            sample, as those of a detector that lists what it finds.
     """
 
     def __init__(
         self,
         run: Run,
         *,
+        slots: ComputeSlots | None = None,
         max_batch: int,
         max_delay_s: float,
         max_queue: int,
+        times: BatchTimes | None = None,
         on_run: OnRun | None = None,
         alone: bool = False,
     ) -> None:
+        self.tally = Tally()
         self._run = run
         self._on_run = on_run
         self._alone = alone
+        self._own_slots = slots is None
+        self._slots = slots or ComputeSlots()
         self._max_batch = 1 if alone else max_batch
-        self._max_delay_s = 0.0 if alone else max_delay_s
         self._max_queue = max_queue
-        self._waiting: deque[_Waiting] = deque()
-        self._arrived = asyncio.Event()
-        self._loop_task: asyncio.Task[None] | None = None
-        self._recent_compute_s = 0.0
+        self._times = times or BatchTimes()
+        self._company = Company(self._times, self._max_batch, max_delay_s)
+        self._waiting: list[Waiting] = []
+        self._arriving = 0
+        self._computing = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped = False
+        self._slots.join(self)
 
     def __len__(self) -> int:
-        """Frames waiting."""
-        return len(self._waiting)
+        """Frames waiting, those that are being unpacked included."""
+        return len(self._waiting) + self._arriving
 
-    def start(self) -> None:
-        """Begin computing."""
-        self._loop_task = asyncio.create_task(self._loop())
+    def backlog_s(self) -> float:
+        """How long a frame would wait if it came now, seconds: the node's estimate, over all segments."""
+        return self._slots.wait_s()
+
+    async def submit(self, feeds: Feeds, deadline_s: float, priority: int = 0) -> Computed:
+        """The frame's outputs. Errors as :meth:`place` and :meth:`Place.computed`."""
+        with self.place(sum(array.nbytes for array in feeds.values()), deadline_s, priority) as place:
+            return await place.computed(feeds)
+
+    def place(self, size_bytes: int, deadline_s: float, priority: int = 0) -> Place:
+        """A place in the queue for a frame that is here but perhaps not unpacked yet; it is given back at the end of its
+        ``with`` block.
+
+        Args:
+            size_bytes: of the unpacked frame.
+            deadline_s: seconds from now on beyond which nobody wants the answer.
+            priority: 0 to 9.
+
+        Raises MeshError QUEUE_FULL, with the estimated back-log as the time to retry, when a limit of frames or bytes is
+        reached or when the work that goes before the frame takes longer than its deadline allows; NOT_READY after a stop.
+        """
+        if self._stopped:
+            raise _unloading()
+        now = asyncio.get_running_loop().time()
+        expires = now + deadline_s
+        waiting = Waiting(expires, expires - PRIORITY_S * priority, now, time.time_ns(), size_bytes)
+        problem = self._why_full(size_bytes)
+        if problem:
+            # A frame whose deadline has passed must not hold a place.
+            self._drop(now)
+            problem = self._why_full(size_bytes)
+        if not problem and not self._slots.free and (wait_s := self._slots.wait_s(waiting.virtual)) > deadline_s:
+            problem = f"the frame would wait about {wait_s * 1000:.0f} ms and has {deadline_s * 1000:.0f} ms"
+        if problem:
+            self.tally.refused += 1
+            raise MeshError(Reason.QUEUE_FULL, problem, retry_after_s=max(LEAST_RETRY_S, self.backlog_s()))
+        return Place(self, waiting)
 
     async def stop(self) -> None:
-        """Stop; frames still waiting are refused with NOT_READY."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
-        for waiting in self._waiting:
+        """Stop; frames still waiting are refused with NOT_READY, a batch in compute is computed."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._slots.leave(self)
+        for waiting in list(self._waiting):
+            self._leave(waiting)
             if not waiting.result.done():
-                waiting.result.set_exception(MeshError(Reason.NOT_READY, "the segment is being unloaded"))
-        self._waiting.clear()
+                waiting.result.set_exception(_unloading())
+        await self._idle.wait()
+        if self._own_slots:
+            await self._slots.stop()
 
-    async def submit(self, feeds: Feeds, deadline_s: float) -> Computed:
-        """The frame's outputs; QUEUE_FULL (with a time to retry) at the limit, DEADLINE_EXPIRED after too long a wait."""
-        if len(self._waiting) >= self._max_queue:
-            # A frame whose caller gave up is no load: it must not hold a place in the queue.
-            self._waiting = deque(waiting for waiting in self._waiting if not waiting.result.done())
-        if len(self._waiting) >= self._max_queue:
-            batches = len(self._waiting) / self._max_batch
-            raise MeshError(
-                Reason.QUEUE_FULL,
-                f"{len(self._waiting)} frames are waiting, at most {self._max_queue}",
-                retry_after_s=max(0.01, batches * self._recent_compute_s),
-            )
-        now = asyncio.get_running_loop().time()
-        waiting = _Waiting(feeds, now + deadline_s, time.time_ns())
-        self._waiting.append(waiting)
-        self._arrived.set()
+    # a source of batches for the slots
+
+    def due(self, now: float) -> float:
+        """See :class:`~splitmesh.kernel.slots.Source`."""
+        if not self._waiting:
+            return math.inf
+        return self._company.until(
+            now,
+            waiting=len(self._waiting),
+            arriving=self._arriving,
+            oldest=min(waiting.arrived for waiting in self._waiting),
+            earliest=min(waiting.expires for waiting in self._waiting),
+        )
+
+    def urgency(self) -> float:
+        """See :class:`~splitmesh.kernel.slots.Source`."""
+        return self._waiting[0].virtual
+
+    def work_s(self, before: float) -> float:
+        """See :class:`~splitmesh.kernel.slots.Source`."""
+        ahead = bisect_right(self._waiting, before, key=_virtual) + self._arriving
+        return ahead * self._times.per_frame_s(min(len(self), self._max_batch))
+
+    def take(self, now: float) -> BatchJob | None:
+        """The most urgent frame and those of its shape that go with it."""
+        self._company.taken(len(self._waiting))
+        self._drop(now)
+        self._drop_hopeless(now)
+        if not self._waiting:
+            return None
+        shapes = self._waiting[0].shapes
+        same = list(islice((waiting for waiting in self._waiting if waiting.shapes == shapes), self._max_batch))
+        batch = same[: self._times.choose([waiting.expires - now for waiting in same])]
+        for waiting in batch:
+            self._leave(waiting)
+        self._computing += len(batch)
+        self._idle.clear()
+        expected_s = self._times.typical_s(len(batch))
+        return BatchJob(batch, self._run, self._on_run, self._finished, alone=self._alone, expected_s=expected_s)
+
+    # of places
+
+    def _enter(self, size_bytes: int) -> None:
+        self._arriving += 1
+        self._slots.frames += 1
+        self._slots.bytes += size_bytes
+
+    def _exit(self, waiting: Waiting, *, cancelled: bool) -> None:
+        """Whatever becomes of the frame: its place is free again."""
+        if waiting.state == "arriving":
+            self._arriving -= 1
+            self._give_back(waiting)
+        elif waiting.state == "waiting":
+            self._waiting.remove(waiting)
+            self._give_back(waiting)
+        else:
+            return
+        # The result is cancelled where the frame was given up for another's sake, with which it came.
+        self.tally.cancelled += cancelled or waiting.result.cancelled()
+        if not self._stopped:
+            self._slots.dispatch()
+
+    async def _computed(self, waiting: Waiting, feeds: Feeds) -> Computed:
+        if self._stopped:
+            raise _unloading()
+        waiting.feeds, waiting.shapes = feeds, shapes_of(feeds)
+        waiting.state = "waiting"
+        self._arriving -= 1
+        insort(self._waiting, waiting, key=_virtual)
+        self._company.arrived(len(self) + self._computing, asyncio.get_running_loop().time())
+        self._slots.dispatch()
         return await waiting.result
 
-    async def _loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._company()
-            batch = self._take(loop.time())
-            if not batch:
-                continue
-            started = loop.time()
-            await asyncio.to_thread(self._compute, batch, loop)
-            self._recent_compute_s = loop.time() - started
+    def _leave(self, waiting: Waiting) -> None:
+        """For compute, or because it was dropped."""
+        self._waiting.remove(waiting)
+        self._give_back(waiting)
 
-    async def _company(self) -> None:
-        """Return when a full batch waits, or when the first frame has waited long enough."""
-        loop = asyncio.get_running_loop()
-        self._arrived.clear()
-        while not self._waiting:
-            await self._arrived.wait()
-            self._arrived.clear()
-        until = loop.time() + self._max_delay_s
-        while len(self._waiting) < self._max_batch and (left := until - loop.time()) > 0:
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except TimeoutError:
-                return
-            self._arrived.clear()
+    def _give_back(self, waiting: Waiting) -> None:
+        waiting.state = "gone"
+        self._slots.frames -= 1
+        self._slots.bytes -= waiting.size_bytes
 
-    def _take(self, now: float) -> list[_Waiting]:
-        """The next frames of one shape; frames that expired or whose caller has gone are let go."""
-        batch: list[_Waiting] = []
-        later: list[_Waiting] = []
-        while self._waiting and len(batch) < self._max_batch:
-            waiting = self._waiting.popleft()
+    # limits and deadlines
+
+    def _why_full(self, size_bytes: int) -> str:
+        """Empty while there is room for one more frame of this size."""
+        slots = self._slots
+        if len(self) >= self._max_queue + slots.free:
+            return f"{len(self)} frames are waiting, at most {self._max_queue}"
+        if slots.frames >= slots.max_frames + slots.free:
+            return f"{slots.frames} frames are waiting on this node, at most {slots.max_frames}"
+        if slots.frames and slots.bytes + size_bytes > slots.max_bytes:
+            return f"{slots.bytes} bytes are waiting on this node, at most {slots.max_bytes}"
+        return ""
+
+    def _drop(self, now: float) -> None:
+        """What has expired, and what nobody waits for."""
+        for waiting in [one for one in self._waiting if one.expires <= now or one.result.done()]:
             if waiting.result.done():
-                continue
-            if waiting.expires <= now:
-                waiting.result.set_exception(
-                    MeshError(Reason.DEADLINE_EXPIRED, "the frame's deadline passed while it waited for compute")
-                )
-            elif batch and _shapes(waiting.feeds) != _shapes(batch[0].feeds):
-                later.append(waiting)
+                self._leave(waiting)
+                self.tally.cancelled += 1
             else:
-                batch.append(waiting)
-        self._waiting.extendleft(reversed(later))
-        return batch
+                self._expire(waiting, "the frame's deadline passed while it waited for compute")
 
-    def _compute(self, batch: Sequence[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
-        """In a worker thread: compute, and hand each result to its waiter on the loop."""
-        try:
-            results: Sequence[Computed | BaseException] = self._compute_together(batch)
-        except Exception:
-            results = [self._compute_alone(waiting) for waiting in batch]
-        loop.call_soon_threadsafe(_deliver, batch, results)
+    def _drop_hopeless(self, now: float) -> None:
+        """What even the fastest run seen of late could not do in time; but never all: a measure that is out of date
+        corrects itself only when something is computed."""
+        least_s = self._times.least_s()
+        hopeless = [one for one in self._waiting if one.expires < now + least_s]
+        if hopeless and len(hopeless) == len(self._waiting):
+            hopeless.remove(max(hopeless, key=lambda one: one.expires))
+        for waiting in hopeless:
+            left_ms = (waiting.expires - now) * 1000
+            self._expire(waiting, f"{left_ms:.1f} ms are left, the fastest run takes {least_s * 1000:.1f} ms")
 
-    def _compute_alone(self, waiting: _Waiting) -> Computed | BaseException:
-        try:
-            return self._compute_together([waiting])[0]
-        except Exception as error:
-            return error
+    def _expire(self, waiting: Waiting, why: str) -> None:
+        self._leave(waiting)
+        self.tally.expired += 1
+        waiting.result.set_exception(MeshError(Reason.DEADLINE_EXPIRED, why))
 
-    def _compute_together(self, batch: Sequence[_Waiting]) -> list[Computed]:
-        started_ns = time.time_ns()
-        names = batch[0].feeds.keys()
-        feeds = {name: np.concatenate([waiting.feeds[name] for waiting in batch]) for name in names}
-        outputs = self._run(feeds)
-        ended_ns = time.time_ns()
-        if self._on_run is not None:
-            self._on_run(len(batch), (ended_ns - started_ns) / 1e6)
-        if self._alone:
-            split = [outputs]
-        elif all(array.shape[:1] == (len(batch),) for array in outputs.values()):
-            split = [{name: array[row : row + 1] for name, array in outputs.items()} for row in range(len(batch))]
-        else:
-            raise MeshError(
-                Reason.MODEL_CORRUPT, f"the model does not answer a batch of {len(batch)} with as many rows"
-            )
-        batch_id = next(_BATCH_IDS)
-        return [
-            Computed(
-                own,
-                batch_id,
-                len(batch),
-                waiting.enqueued_ns,
-                started_ns,
-                ended_ns,
-            )
-            for own, waiting in zip(split, batch, strict=True)
-        ]
+    def _finished(self, job: BatchJob, took_s: float) -> None:
+        self._computing -= len(job.batch)
+        if not self._computing:
+            self._idle.set()
+        self.tally.computed += len(job.batch)
+        if job.together:
+            self._times.record(len(job.batch), took_s)
 
 
-def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in feeds.items()}
+class Place:
+    """A frame's place in a queue, held for the length of a ``with`` block."""
+
+    def __init__(self, batcher: Batcher, waiting: Waiting) -> None:
+        self._batcher = batcher
+        self._waiting = waiting
+
+    def __enter__(self) -> Place:
+        """Take it."""
+        self._batcher._enter(self._waiting.size_bytes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        self._batcher._exit(self._waiting, cancelled=kind is asyncio.CancelledError)
+
+    async def computed(self, feeds: Feeds) -> Computed:
+        """The frame's outputs, once.
+
+        Raises MeshError DEADLINE_EXPIRED when the deadline passed, or could surely not be kept any more, before compute;
+        NOT_READY when the segment is unloaded; and what ``run`` raises for this frame.
+        """
+        return await self._batcher._computed(self._waiting, feeds)
 
 
-def _deliver(batch: Sequence[_Waiting], results: Sequence[Computed | BaseException]) -> None:
-    for waiting, result in zip(batch, results, strict=True):
-        if waiting.result.done():
-            continue
-        if isinstance(result, BaseException):
-            waiting.result.set_exception(result)
-        else:
-            waiting.result.set_result(result)
+def _virtual(waiting: Waiting) -> float:
+    return waiting.virtual
+
+
+def _unloading() -> MeshError:
+    return MeshError(Reason.NOT_READY, "the segment is being unloaded", retry_after_s=0.5)

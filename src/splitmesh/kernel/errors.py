@@ -15,6 +15,9 @@ from grpc_status import rpc_status
 from splitmesh.errors import MeshError, Reason
 
 DOMAIN = "splitmesh"
+MAX_MESSAGE_BYTES, MAX_DETAIL_BYTES = 2048, 512
+"""Of an error's text and of each of its details. gRPC refuses trailers above 8 KiB, and says then that it was too much instead
+of what was wrong; the text crosses twice, and outside of ASCII it grows threefold on the way."""
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
 _PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -76,13 +79,16 @@ _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def to_status(error: MeshError) -> status_pb2.Status:
-    """The error as a google.rpc.Status."""
-    status = status_pb2.Status(code=STATUS_CODES[error.reason].value[0], message=error.message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=error.metadata)
+    """The error as a google.rpc.Status; texts that quote much of what was sent are cut to what HTTP/2 trailers hold."""
+    status = status_pb2.Status(code=STATUS_CODES[error.reason].value[0], message=_clipped(error.message))
+    metadata = {name: _clipped(value, MAX_DETAIL_BYTES) for name, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=metadata)
     status.details.add().Pack(info)
     if error.fields:
         violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_clipped(field, MAX_DETAIL_BYTES), description=_clipped(problem, MAX_DETAIL_BYTES)
+            )
             for field, problem in error.fields
         ]
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=violations))
@@ -91,6 +97,11 @@ def to_status(error: MeshError) -> status_pb2.Status:
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def _clipped(text: str, most_bytes: int = MAX_MESSAGE_BYTES) -> str:
+    encoded = text.encode()
+    return text if len(encoded) <= most_bytes else encoded[: most_bytes - 3].decode(errors="ignore") + "..."
 
 
 def to_grpc(error: MeshError) -> grpc.Status:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
 import grpc
@@ -27,18 +27,33 @@ Context = Any
 Handler = Any
 """grpc.RpcMethodHandler."""
 Behaviour = Callable[[Any, Context], Any]
+Deserializer = Callable[[bytes], Any]
+Serializer = Callable[[Any], bytes]
 
 TRACEPARENT_KEY = "traceparent"
-FRAME_METHODS = ("Infer", "StreamInfer", "Run")
+WRAPPED = ("/splitmesh.", "/inference.")
+"""Whose methods are ours: the project's services and the Open Inference Protocol."""
+FRAME_METHODS = ("Infer", "StreamInfer", "Run", "ModelInfer", "ModelStreamInfer")
 """Methods of the data path: their spans are per frame and made by the service, not per call."""
 
 
 class AroundInterceptor(grpc.aio.ServerInterceptor):
     """Telemetry, errors and deadline around every handler of this server."""
 
-    def __init__(self, telemetry: Telemetry, default_deadline_s: float) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        default_deadline_s: float,
+        *,
+        deserializers: Mapping[str, Deserializer] | None = None,
+        serializers: Mapping[str, Serializer] | None = None,
+    ) -> None:
+        """``deserializers`` and ``serializers`` by full method, ``/service/method``, in place of the stubs' own."""
         self._telemetry = telemetry
         self._default_deadline_s = default_deadline_s
+        self._deserializers = deserializers or {}
+        self._serializers = serializers or {}
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
         self,
@@ -46,10 +61,15 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Wrap the handler that would run."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith("/splitmesh."):
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        if handler is None or not method.startswith(WRAPPED):
             return handler
-        return self._wrap(handler, handler_call_details.method)
+        # Kept: this runs for every call, and a server's handlers stay the same. Only methods that exist come here.
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = self._wrap(handler, method)
+            self._wrapped[method] = (handler, wrapped)
+        return wrapped
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         make = {
@@ -66,68 +86,66 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
         deadline_s = None if handler.request_streaming or handler.response_streaming else self._default_deadline_s
         return make(
             self._around(behaviour, method, deadline_s),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            request_deserializer=self._deserializers.get(method, handler.request_deserializer),
+            response_serializer=self._serializers.get(method, handler.response_serializer),
         )
 
     def _around(self, behaviour: Behaviour, method: str, deadline_s: float | None) -> Behaviour:
+        traced = method.rpartition("/")[2] not in FRAME_METHODS
         if inspect.isasyncgenfunction(behaviour):
 
             async def generator(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with AsyncExitStack() as stack:
-                    await self._enter(stack, method, context, deadline_s)
-                    async with aclosing(behaviour(request, context)) as responses:
-                        async for response in responses:
-                            yield response
+                try:
+                    with self._span(method, context) if traced else nullcontext():
+                        async with aclosing(behaviour(request, context)) as responses:
+                            async for response in responses:
+                                yield response
+                except Exception as error:
+                    await _abort(context, method, error)
 
             return generator
 
         async def coroutine(request: Any, context: Context) -> Any:
-            async with AsyncExitStack() as stack:
-                await self._enter(stack, method, context, deadline_s)
-                return await behaviour(request, context)
+            ours = None if deadline_s is None or context.time_remaining() is not None else deadline_s
+            try:
+                with self._span(method, context) if traced else nullcontext():
+                    return await _within(behaviour(request, context), ours)
+            except Exception as error:
+                await _abort(context, method, error)
 
         return coroutine
 
-    async def _enter(self, stack: AsyncExitStack, method: str, context: Context, deadline_s: float | None) -> None:
-        # The order: errors outermost, so that whatever the others raise becomes a status.
-        await stack.enter_async_context(_errors(context, method))
-        name = method.rpartition("/")[2]
-        if name not in FRAME_METHODS:
-            metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
-            attributes = {Attr.RPC_METHOD: method.lstrip("/")}
-            stack.enter_context(
-                self._telemetry.span(
-                    Span.RPC_SERVER, traceparent=metadata.get(TRACEPARENT_KEY, ""), attributes=attributes
-                )
-            )
-        if deadline_s is not None and context.time_remaining() is None:
-            await stack.enter_async_context(_deadline(deadline_s))
+    def _span(self, method: str, context: Context) -> AbstractContextManager[object]:
+        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        return self._telemetry.span(
+            Span.RPC_SERVER,
+            traceparent=metadata.get(TRACEPARENT_KEY, ""),
+            attributes={Attr.RPC_METHOD: method.lstrip("/")},
+        )
 
 
-@asynccontextmanager
-async def _errors(context: Context, method: str) -> AsyncIterator[None]:
-    try:
-        yield
-    except MeshError as error:
+async def _abort(context: Context, method: str, error: Exception) -> None:
+    """End the call with the status that stands for the error."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, MeshError):
         log.info("%s refused: %s", method, error)
-        await context.abort_with_status(to_grpc(error))
-    except grpc.aio.AbortError:
-        raise
-    except DecodeError:
+    elif isinstance(error, DecodeError):
         # Of a stream; a single request is refused by grpc before it comes here.
-        await context.abort_with_status(to_grpc(MeshError(Reason.PROTOCOL_VIOLATION, "a message cannot be decoded")))
-    except Exception:
+        error = MeshError(Reason.PROTOCOL_VIOLATION, "a message cannot be decoded")
+    else:
         # The text of an unexpected exception may hold paths or data: it goes to the log, not to the caller.
-        log.exception("%s failed", method)
-        await context.abort_with_status(to_grpc(MeshError(Reason.INTERNAL, "unexpected failure; see the server's log")))
+        log.error("%s failed", method, exc_info=error)
+        error = MeshError(Reason.INTERNAL, "unexpected failure; see the server's log")
+    await context.abort_with_status(to_grpc(error))
 
 
-@asynccontextmanager
-async def _deadline(seconds: float) -> AsyncIterator[None]:
+async def _within(answer: Awaitable[Any], seconds: float | None) -> Any:
+    if seconds is None:
+        return await answer
     try:
         async with asyncio.timeout(seconds) as ours:
-            yield
+            return await answer
     except TimeoutError as error:
         if not ours.expired():
             raise

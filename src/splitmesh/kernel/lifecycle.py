@@ -29,8 +29,10 @@ from splitmesh.kernel.config import ServiceSettings, describe_settings
 from splitmesh.kernel.discovery import Discovery, Instance, Registration
 from splitmesh.kernel.discovery_consul import ConsulDiscovery, GrpcCheck
 from splitmesh.kernel.discovery_static import StaticDiscovery, parse_static
+from splitmesh.kernel.memory import keep_freed_memory
 from splitmesh.kernel.server import Binding, HealthControl, make_server
 from splitmesh.kernel.streams import Drain
+from splitmesh.kernel.supervisor import ReplicaSettings, Supervisor, end_with_parent, own_command
 from splitmesh.kernel.telemetry import Telemetry, configure_logging
 
 log = logging.getLogger(__name__)
@@ -154,7 +156,8 @@ class Host:
         for binding in app.bindings:
             if binding.serving_at_start:
                 await health.set(binding.name, True)
-        instance = Instance(app.name, f"{app.name}-{settings.node}-{uuid4().hex[:8]}", self.address)
+        own = (isinstance(settings, ReplicaSettings) and settings.supervised) or uuid4().hex[:8]
+        instance = Instance(app.name, f"{app.name}-{settings.node}-{own}", self.address)
         registering = _Registering(discovery, instance)
         self._stop_steps.append(registering.stop)
         self._stop_steps.append(health.shut_down)
@@ -245,18 +248,28 @@ def _write_ready_file(settings: ServiceSettings, address: str) -> None:
         temporary.replace(settings.ready_file)
 
 
-async def _serve(name: str, settings: S, build: Build[S]) -> None:
+async def _serve(name: str, settings: S, build: Build[S]) -> int:
+    """Until a signal says to stop; the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if isinstance(settings, ReplicaSettings):
+        if settings.processes > 1:
+            return await Supervisor(name, own_command(), settings).run(stop)
+        if settings.supervised:
+            end_with_parent(stop)
     async with Host(name, settings, build) as host:
         _write_ready_file(settings, host.address)
         await stop.wait()
+    return 0
 
 
 def main(name: str, settings_type: type[S], build: Build[S], about: str) -> None:
-    """Entry point of ``python -m services.NAME``: settings come from the environment. Exits 2 on bad settings."""
+    """Entry point of ``python -m services.NAME``: settings come from the environment. Exits 2 on bad settings.
+
+    A service whose settings are :class:`ReplicaSettings` runs in as many processes as they say.
+    """
     parser = argparse.ArgumentParser(
         prog=name,
         description=about + "\n\nSettings (environment):\n" + describe_settings(settings_type),
@@ -269,8 +282,11 @@ def main(name: str, settings_type: type[S], build: Build[S], about: str) -> None
         print(f"{name}: bad settings\n{error}", file=sys.stderr)
         raise SystemExit(2) from error
     configure_logging(name, settings.log_level)
+    keep_freed_memory()
     try:
-        asyncio.run(_serve(name, settings, build))
+        code = asyncio.run(_serve(name, settings, build))
     except MeshError as error:
         log.error("%s cannot run: %s", name, error)
         raise SystemExit(1) from error
+    if code:
+        raise SystemExit(code)

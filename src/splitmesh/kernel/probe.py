@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-# The same variable as the setting `port`; kernel.config itself would double the start-up time of a check.
+# The same variables as the settings `port` and `processes`; kernel.config itself would double the start-up time of a check.
 PORT_VARIABLE = "SPLITMESH_PORT"
+PROCESSES_VARIABLE = "SPLITMESH_PROCESSES"
 DEADLINE_S = 3.0
 
 
@@ -36,19 +37,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="splitmesh.kernel.probe", description="Exit code 0 when a server serves.")
     own_port = os.environ.get(PORT_VARIABLE, "")
+    own = f"127.0.0.1:{own_port}"
     parser.add_argument(
         "address",
         metavar="HOST:PORT",
         nargs="?" if own_port else None,
-        default=f"127.0.0.1:{own_port}",
-        help=f"of the server; 127.0.0.1 at ${PORT_VARIABLE} where that is set",
+        default=own,
+        help=f"of the server; 127.0.0.1 at ${PORT_VARIABLE} and the ports after it of ${PROCESSES_VARIABLE}, where set",
     )
     parser.add_argument("--service", default="", help="full gRPC service name; without it the process as a whole")
     parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="S", help="seconds to wait for an answer")
     chosen = parser.parse_args(argv)
-    serving, status = check(chosen.address, chosen.service, chosen.deadline)
-    print(f"{chosen.address} {chosen.service or '(process)'}: {status}")
-    return 0 if serving else 1
+    answers = []
+    for address in [chosen.address] if chosen.address != own else _every_process(own_port):
+        serving, status = check(address, chosen.service, chosen.deadline)
+        print(f"{address} {chosen.service or '(process)'}: {status}")
+        answers.append(serving)
+    return 0 if all(answers) else 1
+
+
+def _every_process(first_port: str) -> list[str]:
+    """Addresses of a service that runs in several processes, at consecutive ports."""
+    processes = int(os.environ.get(PROCESSES_VARIABLE) or 1)
+    return [f"127.0.0.1:{port}" for port in range(int(first_port), int(first_port) + processes)]
 
 
 if __name__ == "__main__":

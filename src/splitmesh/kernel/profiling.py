@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ from splitmesh.api.segment.v1 import segment_pb2
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.config import ServiceSettings
 from splitmesh.kernel.jobs import JobSlots, run_job
+from splitmesh.runtime import Compute
+from splitmesh.runtime.providers import Wish
 from splitmesh.runtime.timing import LiveTiming, host_text, time_foreign
 
 MESSAGE_TIMEOUT_S = 10.0
@@ -37,8 +40,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ProfilingSettings(ServiceSettings):
-    """What profiling may take on a node."""
+    """What computes on a node, and what profiling may take there."""
 
+    providers: Wish = "auto"
+    """What computes segments: `auto` is TensorRT, CUDA or the CPU, the first that works and answers as the CPU does; `cpu`,
+    `cuda` and `tensorrt` are that one alone, refused where it does not work. GPUs need onnxruntime-gpu."""
+    gpu_bytes: int = Field(default=0, ge=0)
+    """Most GPU memory that each segment's arena may take, bytes; 0: no limit."""
     allow_profiling: bool = True
     """Time pieces of models that a partitioner sends. They run as this service's user, in a process of their own."""
     max_profile_bytes: int = Field(default=2 * 1024**3, ge=1)
@@ -46,6 +54,10 @@ class ProfilingSettings(ServiceSettings):
     max_profile_memory_bytes: int = Field(default=16 * 1024**3, ge=256 * 1024**2)
     """Address space of the process that times a piece; one that needs more is refused with MODEL_TOO_LARGE. A GPU's
     driver reserves far more than it uses."""
+
+    def compute(self, data_dir: Path, max_batch: int) -> Compute:
+        """Where segments are to be computed; engines that were made for it are kept in ``data_dir``."""
+        return Compute(self.providers, data_dir / "engines", max_batch=max_batch, gpu_bytes=self.gpu_bytes)
 
 
 class PieceTimer:

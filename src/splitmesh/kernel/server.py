@@ -5,8 +5,8 @@ Values are from docs/adr/0005. Knows no service: an app hands in what to serve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import transport_options
 from splitmesh.kernel.config import ServiceSettings
-from splitmesh.kernel.interceptors import AroundInterceptor
+from splitmesh.kernel.interceptors import AroundInterceptor, Deserializer, Serializer
 from splitmesh.kernel.telemetry import Telemetry
 
 HANDSHAKE_TIMEOUT_MS = 10_000
@@ -36,6 +36,10 @@ class Binding:
     """Adds the servicer to a server."""
     serving_at_start: bool = True
     """False: the app itself reports SERVING to the health control when it can answer."""
+    deserializers: Mapping[str, Deserializer] = field(default_factory=dict)
+    """By method name, such as ``Run``: instead of the stubs' own, what a handler gets for the bytes of a request."""
+    serializers: Mapping[str, Serializer] = field(default_factory=dict)
+    """By method name: instead of the stubs' own, the bytes of what a handler gives as a response."""
 
 
 class HealthControl:
@@ -72,9 +76,15 @@ def make_server(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ]
+    around = AroundInterceptor(
+        telemetry,
+        settings.default_deadline_s,
+        deserializers={f"/{one.name}/{method}": use for one in bindings for method, use in one.deserializers.items()},
+        serializers={f"/{one.name}/{method}": use for one in bindings for method, use in one.serializers.items()},
+    )
     server = grpc.aio.server(
         options=options,
-        interceptors=[AroundInterceptor(telemetry, settings.default_deadline_s)],
+        interceptors=[around],
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )
     for binding in bindings:

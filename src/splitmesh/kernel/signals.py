@@ -18,6 +18,7 @@ class Span(StrEnum):
     HEAD_SEGMENT = "head.segment"
     HEAD_ESCALATE = "head.escalate"
     TAIL_FRAME = "tail.frame"
+    TAIL_REQUEST = "tail.request"
     TAIL_QUEUE = "tail.queue"
     TAIL_COMPUTE = "tail.compute"
     TAIL_FORWARD = "tail.forward"
@@ -54,8 +55,9 @@ PARENTS: dict[Span, frozenset[Span]] = {
     Span.HEAD_SEGMENT: frozenset({Span.HEAD_FRAME}),
     Span.HEAD_ESCALATE: frozenset({Span.HEAD_FRAME}),
     Span.TAIL_FRAME: frozenset({Span.HEAD_ESCALATE, Span.TAIL_FORWARD}),
-    Span.TAIL_QUEUE: frozenset({Span.TAIL_FRAME}),
-    Span.TAIL_COMPUTE: frozenset({Span.TAIL_FRAME}),
+    Span.TAIL_REQUEST: frozenset(),
+    Span.TAIL_QUEUE: frozenset({Span.TAIL_FRAME, Span.TAIL_REQUEST}),
+    Span.TAIL_COMPUTE: frozenset({Span.TAIL_FRAME, Span.TAIL_REQUEST}),
     Span.TAIL_FORWARD: frozenset({Span.TAIL_FRAME}),
     Span.RPC_SERVER: frozenset(),
 }
@@ -80,6 +82,7 @@ ATTRIBUTES: dict[Span, frozenset[Attr]] = {
     Span.HEAD_SEGMENT: frozenset({Attr.EXIT, Attr.EXIT_CONFIDENCE, Attr.THRESHOLD}),
     Span.HEAD_ESCALATE: frozenset({Attr.UPLINK_BYTES, Attr.RATE, Attr.ERROR_TYPE}),
     Span.TAIL_FRAME: frozenset({Attr.MODEL, Attr.VERSION, Attr.SEGMENT, Attr.NODE, Attr.FRAME_ID, Attr.ERROR_TYPE}),
+    Span.TAIL_REQUEST: frozenset({Attr.MODEL, Attr.VERSION, Attr.NODE, Attr.ERROR_TYPE}),
     Span.TAIL_QUEUE: frozenset(),
     Span.TAIL_COMPUTE: frozenset({Attr.BATCH_ID, Attr.BATCH_SIZE}),
     Span.TAIL_FORWARD: frozenset({Attr.UPLINK_BYTES, Attr.ERROR_TYPE}),

@@ -1,7 +1,8 @@
 """Traces: spans from the declared table, carried from service to service as W3C traceparent per frame.
 
 One :class:`Telemetry` per service, injected; nothing global. Spans leave by OTLP/gRPC in the background with a bounded
-queue; a missing receiver costs dropped spans, never a frame.
+queue; a missing receiver costs dropped spans, never a frame. Where nobody takes spans none is made: a frame keeps its trace
+id, and what it was given as its parent travels on unchanged, as W3C Trace Context asks of those who only pass it through.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -19,6 +21,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -27,8 +30,11 @@ from splitmesh.errors import MeshError
 from splitmesh.kernel.signals import Attr, Span
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_IDS = RandomIdGenerator()
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 EXPORT_TIMEOUT_S = 5.0
 TRACE_CONTEXT_BYTES = 25
+MAX_INT = (1 << 63) - 1
 
 AttrValue = str | int | float | bool
 
@@ -39,6 +45,10 @@ class Telemetry:
     def __init__(
         self, service: str, *, node: str = "", otlp_endpoint: str = "", processor: SpanProcessor | None = None
     ):
+        self._provider: TracerProvider | None = None
+        self._tracer: trace.Tracer | None = None
+        if not otlp_endpoint and processor is None:
+            return
         resource = Resource.create({SERVICE_NAME: f"splitmesh-{service}", SERVICE_INSTANCE_ID: node or service})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         if otlp_endpoint:
@@ -59,16 +69,16 @@ class Telemetry:
         start_ns: int | None = None,
     ) -> OtelSpan:
         """An open span below ``parent``, or below the outside ``traceparent`` or ``trace_context`` (the same as 25 bytes), or
-        at the root of a new trace."""
-        if parent is not None:
-            context = trace.set_span_in_context(parent)
-        elif trace_context:
-            context = _remote_parent(trace_context)
-        else:
-            context = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else Context()
+        at the root of a new trace.
+
+        Where nobody takes spans it is ``parent`` itself, a stand-in for the outside one, or the bare ids of a new trace.
+        """
+        if self._tracer is None:
+            return parent or _from_outside(traceparent, trace_context) or _new_trace()
+        above = parent or _from_outside(traceparent, trace_context)
+        context = Context() if above is None else trace.set_span_in_context(above, Context())
         return self._tracer.start_span(name, context=context, attributes=_plain(attributes), start_time=start_ns)
 
-    @contextmanager
     def span(
         self,
         name: Span,
@@ -77,24 +87,15 @@ class Telemetry:
         traceparent: str = "",
         trace_context: bytes = b"",
         attributes: Mapping[Attr, AttrValue] | None = None,
-    ) -> Iterator[OtelSpan]:
-        """A span around a block; an exception marks it as failed with its reason."""
-        opened = self.start(
-            name, parent=parent, traceparent=traceparent, trace_context=trace_context, attributes=attributes
+    ) -> AbstractContextManager[OtelSpan]:
+        """A span around a block, open from now on; an exception marks it as failed with its reason."""
+        return _Ending(
+            self.start(name, parent=parent, traceparent=traceparent, trace_context=trace_context, attributes=attributes)
         )
-        with self.use(opened):
-            yield opened
 
-    @contextmanager
-    def use(self, span: OtelSpan) -> Iterator[OtelSpan]:
+    def use(self, span: OtelSpan) -> AbstractContextManager[OtelSpan]:
         """Ends an open span after a block; an exception marks it as failed with its reason."""
-        try:
-            yield span
-        except BaseException as error:
-            fail(span, error)
-            raise
-        finally:
-            span.end()
+        return _Ending(span)
 
     def record(
         self,
@@ -106,11 +107,30 @@ class Telemetry:
         attributes: Mapping[Attr, AttrValue] | None = None,
     ) -> None:
         """A span whose times are already known (nanoseconds since the epoch)."""
-        self.start(name, parent=parent, attributes=attributes, start_ns=start_ns).end(end_time=end_ns)
+        if self._tracer is not None and parent.is_recording():
+            self.start(name, parent=parent, attributes=attributes, start_ns=start_ns).end(end_time=end_ns)
 
     def shutdown(self) -> None:
         """Export what is left, within the export time-out."""
-        self._provider.shutdown()
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+class _Ending:
+    """Ends a span after a block."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: OtelSpan) -> None:
+        self._span = span
+
+    def __enter__(self) -> OtelSpan:
+        return self._span
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if error is not None:
+            fail(self._span, error)
+        self._span.end()
 
 
 def fail(span: OtelSpan, error: BaseException) -> None:
@@ -133,17 +153,32 @@ def trace_context_of(span: OtelSpan) -> bytes:
     return context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big") + bytes([context.trace_flags])
 
 
-def _remote_parent(trace_context: bytes) -> Context:
-    """What the bytes name; a new trace where they name nothing, as with a text that is no traceparent."""
-    if len(trace_context) != TRACE_CONTEXT_BYTES:
-        return Context()
+def _new_trace() -> OtelSpan:
+    """Ids alone, marked as sampled: whoever records further on does."""
+    context = SpanContext(
+        trace_id=_IDS.generate_trace_id(), span_id=_IDS.generate_span_id(), is_remote=False, trace_flags=_SAMPLED
+    )
+    return NonRecordingSpan(context)
+
+
+def _from_outside(traceparent: str, trace_context: bytes) -> OtelSpan | None:
+    """What a caller names as the parent; None where that is nothing, or no W3C trace context."""
+    if len(trace_context) == TRACE_CONTEXT_BYTES:
+        return _remote_parent(trace_context)
+    if traceparent:
+        span = trace.get_current_span(_PROPAGATOR.extract({"traceparent": traceparent}, Context()))
+        return span if span.get_span_context().is_valid else None
+    return None
+
+
+def _remote_parent(trace_context: bytes) -> OtelSpan | None:
     parent = SpanContext(
         trace_id=int.from_bytes(trace_context[:16], "big"),
         span_id=int.from_bytes(trace_context[16:24], "big"),
         is_remote=True,
         trace_flags=TraceFlags(trace_context[24]),
     )
-    return trace.set_span_in_context(NonRecordingSpan(parent), Context()) if parent.is_valid else Context()
+    return NonRecordingSpan(parent) if parent.is_valid else None
 
 
 def trace_id_of(span: OtelSpan) -> str:
@@ -152,7 +187,12 @@ def trace_id_of(span: OtelSpan) -> str:
 
 
 def _plain(attributes: Mapping[Attr, AttrValue] | None) -> dict[str, AttrValue]:
-    return {key.value: value for key, value in (attributes or {}).items()}
+    return {key.value: _fitting(value) for key, value in (attributes or {}).items()}
+
+
+def _fitting(value: AttrValue) -> AttrValue:
+    """A frame's number may take 64 bits; OTLP's have a sign."""
+    return str(value) if isinstance(value, int) and value > MAX_INT else value
 
 
 class _JsonLines(logging.Formatter):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-from splitmesh.api.inference.v1 import inference_pb2
+from google.protobuf.message import Message
+
 from splitmesh.api.tensor.v1 import tensor_pb2
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.wire import LARGE_BYTES, Lifted
 from splitmesh.tensor import DTYPES, FrameHeader, TensorLimits, TensorSpec, as_bytes, from_bytes
-from splitmesh.tensor.spec import DEFAULT_LIMITS, Array, spec_of
+from splitmesh.tensor.spec import DEFAULT_LIMITS, Array, Buffer, spec_of
 
 DATA_TYPES: dict[str, tensor_pb2.DataType.ValueType] = {
     name: tensor_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES
@@ -20,6 +24,11 @@ CODEC_VALUES: dict[str, tensor_pb2.Codec.ValueType] = {
 }
 _NAMES = {value: name for name, value in DATA_TYPES.items()}
 _CODEC_NAMES = {value: name for name, value in CODEC_VALUES.items()}
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+M = TypeVar("M", bound=Message)
 
 
 def spec_to_message(spec: TensorSpec) -> tensor_pb2.TensorSpec:
@@ -42,28 +51,37 @@ def tensor_to_message(name: str, array: Array) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(spec=spec_to_message(spec_of(name, array)), data=bytes(as_bytes(array)))
 
 
-def tensor_from_message(message: tensor_pb2.Tensor, limits: TensorLimits = DEFAULT_LIMITS) -> tuple[str, Array]:
-    """A message as a named read-only array; TENSOR_* when dtype, shape and bytes do not fit together."""
+def with_tensors(
+    message: M, field: RepeatedCompositeFieldContainer[tensor_pb2.Tensor], arrays: Mapping[str, Array]
+) -> M | Lifted[M]:
+    """``message`` with the arrays in ``field``, one of its own; where they are large their data goes beside it, not into it."""
+    if sum(array.nbytes for array in arrays.values()) < LARGE_BYTES:
+        field.extend(tensor_to_message(name, array) for name, array in arrays.items())
+        return message
+    field.extend(tensor_pb2.Tensor(spec=spec_to_message(spec_of(name, array))) for name, array in arrays.items())
+    return Lifted(message, tuple(as_bytes(array) for array in arrays.values()))
+
+
+def tensor_from_message(
+    message: tensor_pb2.Tensor, limits: TensorLimits = DEFAULT_LIMITS, *, data: Buffer | None = None
+) -> tuple[str, Array]:
+    """A message as a named read-only array; TENSOR_* when dtype, shape and bytes do not fit together.
+
+    ``data`` is its data where that was lifted out of it.
+    """
     spec = spec_from_message(message.spec)
-    return spec.name, from_bytes(spec, message.data, limits)
+    return spec.name, from_bytes(spec, message.data if data is None else data, limits)
 
 
 def tensors_from_messages(
-    messages: Sequence[tensor_pb2.Tensor], limits: TensorLimits = DEFAULT_LIMITS
+    messages: Sequence[tensor_pb2.Tensor],
+    limits: TensorLimits = DEFAULT_LIMITS,
+    *,
+    blobs: Sequence[Buffer] | None = None,
 ) -> dict[str, Array]:
-    """Several messages as arrays by name."""
-    return dict(tensor_from_message(message, limits) for message in messages)
-
-
-def input_bytes(request: inference_pb2.InferRequest) -> int:
-    """Size of what a request asks about, whichever kind it is."""
-    match request.WhichOneof("input"):
-        case "image":
-            return len(request.image)
-        case "tensor":
-            return len(request.tensor.data)
-        case _:
-            return sum(len(tensor.data) for tensor in request.tensors.tensors)
+    """Several messages as arrays by name; ``blobs`` has the data of each where it was lifted out."""
+    lifted = itertools.repeat(None, len(messages)) if blobs is None else blobs
+    return dict(tensor_from_message(message, limits, data=data) for message, data in zip(messages, lifted, strict=True))
 
 
 def header_to_message(header: FrameHeader) -> tensor_pb2.FrameHeader:

@@ -12,12 +12,12 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.tensor.spec import Buffer
@@ -27,10 +27,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 DEFAULT_MAX_PIXELS = 4096 * 4096
 
+SCALED_TIMES = 2
+"""A picture that is decoded scaled keeps at least so many times the model's width and height."""
+
 _FILTERS = threading.Lock()
 
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError, struct.error)
 """What Pillow's decoders raise on damaged files; the last three come from TIFF tags of a wrong type or size."""
+
+_JPEG_STEPS = (1, 2, 4, 8)
+
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -56,6 +64,11 @@ class Preprocess(BaseModel):
     std: tuple[Finite, ...] = (1.0,)
     """Per channel, on the 0..1 scale, greater than 0; one value counts for all channels."""
 
+    decode: Literal["full", "scaled"] = "full"
+    """``full``: every pixel is decoded, then resized. ``scaled``: a picture of at least twice the input's size (four times, eight
+    times) is decoded at a half (a quarter, an eighth) of its size, inside the JPEG decoder where it is a JPEG, and resized
+    from there: the same picture for the eye, not the same pixels."""
+
     @model_validator(mode="after")
     def _check(self) -> Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -64,6 +77,14 @@ class Preprocess(BaseModel):
         if any(not value > 0 for value in self.std):
             raise ValueError("std must be greater than 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``decode`` where it changes nothing: nodes that do not know the field refuse it."""
+        fields: dict[str, Any] = handler(self)
+        if self.decode == "full":
+            fields.pop("decode", None)
+        return fields
 
     @property
     def channels(self) -> int:
@@ -75,16 +96,28 @@ class Preprocess(BaseModel):
 
         Raises MeshError IMAGE_UNDECODABLE or IMAGE_TOO_LARGE (the header's size is checked before any pixel is decoded).
         """
-        picture = image if isinstance(image, Image.Image) else decode_image(image, max_pixels=max_pixels)
+        scaled = self.decode == "scaled"
+        if isinstance(image, Image.Image):
+            picture, box = image, None
+        else:
+            picture, box = _decode(image, max_pixels, self if scaled else None)
         try:
             picture = picture.convert(self.mode)
         except _DAMAGE as error:
             raise MeshError(Reason.IMAGE_UNDECODABLE, f"the picture cannot be turned into {self.mode}") from error
-        if self.resize == "centre_crop":
-            picture = picture.crop(_centre_box(picture.size, self.width / self.height))
-        if picture.size != (self.width, self.height):
-            picture = picture.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        picture = self._fitted(picture, box, SCALED_TIMES if scaled else None)
         return np.asarray(picture, dtype=np.uint8).reshape(self.height, self.width, self.channels)
+
+    def _fitted(self, picture: Image.Image, box: _Box | None, gap: float | None) -> Image.Image:
+        """Cut and resized; ``box`` is where a picture decoded at a part of its size lies, in parts of its pixels."""
+        if box is not None and self.resize == "centre_crop":
+            box = _centre_part(box, self.width / self.height)
+        elif self.resize == "centre_crop":
+            picture = picture.crop(_centre_box(picture.size, self.width / self.height))
+        size = (self.width, self.height)
+        if box is None and picture.size == size:
+            return picture
+        return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=gap)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 ``[n, height, width, channels]`` to float32 ``[n, channels, height, width]``, contiguous."""
@@ -93,10 +126,14 @@ class Preprocess(BaseModel):
             raise MeshError(Reason.TENSOR_SHAPE_MISMATCH, f"pixels have shape {pixels.shape}, expected (n, {expected})")
         mean = np.asarray(self.mean, dtype=np.float32) * np.float32(255)
         scale = np.float32(1) / (np.asarray(self.std, dtype=np.float32) * np.float32(255))
-        planes = pixels.transpose(0, 3, 1, 2).astype(np.float32)
-        planes -= mean.reshape(1, -1, 1, 1)
-        planes *= scale.reshape(1, -1, 1, 1)
-        return np.ascontiguousarray(planes)
+        planes = np.empty((len(pixels), self.channels, self.height, self.width), dtype=np.float32)
+        # Plane by plane: arithmetic along a row of one channel is eleven times faster than along three channels.
+        for channel in range(self.channels):
+            plane = planes[:, channel]
+            plane[...] = pixels[..., channel]
+            plane -= mean[channel % len(mean)]
+            plane *= scale[channel % len(scale)]
+        return planes
 
     def batch(self, images: Sequence[Buffer | Image.Image]) -> NDArray[np.float32]:
         """Decode, resize and normalise several pictures: float32 ``[n, channels, height, width]``."""
@@ -105,6 +142,11 @@ class Preprocess(BaseModel):
 
 def decode_image(data: Buffer, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Decode a picture whose declared size is at most ``max_pixels``, from an allow-list of formats."""
+    return _decode(data, max_pixels, None)[0]
+
+
+def _decode(data: Buffer, max_pixels: int, draft: Preprocess | None) -> tuple[Image.Image, _Box | None]:
+    """The picture; made smaller by the JPEG decoder where ``draft`` leaves room for it, and then where in it it lies."""
     try:
         with _quiet():
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -117,6 +159,7 @@ def decode_image(data: Buffer, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image
                 )
             if picture.format == "TIFF":
                 picture.load()  # its decoder talks about damaged tags
+        box = None if draft is None else _draft(picture, draft)
         picture.load()
     except MeshError:
         raise
@@ -127,7 +170,20 @@ def decode_image(data: Buffer, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image
             Reason.IMAGE_UNDECODABLE,
             f"{len(data)} bytes are not a complete picture in one of {', '.join(FORMATS)}",
         ) from error
-    return picture
+    return picture, box
+
+
+def _draft(picture: Image.Image, wanted: Preprocess) -> _Box | None:
+    """Tell the decoder of a JPEG to scale while it decodes, and to leave colour out of what becomes grey."""
+    width, height = picture.size
+    box = (0.0, 0.0, float(width), float(height))
+    left, top, right, bottom = (
+        _centre_part(box, wanted.width / wanted.height) if wanted.resize == "centre_crop" else box
+    )
+    times = min((right - left) / wanted.width, (bottom - top) / wanted.height) / SCALED_TIMES
+    scale = max(step for step in _JPEG_STEPS if step <= max(1.0, times))
+    drafted = picture.draft(wanted.mode, (max(1, width // scale), max(1, height // scale)))
+    return None if drafted is None or scale == 1 else drafted[1]
 
 
 @contextmanager
@@ -148,3 +204,11 @@ def _centre_box(size: tuple[int, int], ratio: float) -> tuple[int, int, int, int
     crop = max(1, round(width / ratio))
     top = (height - crop) // 2
     return 0, top, width, top + crop
+
+
+def _centre_part(box: _Box, ratio: float) -> _Box:
+    """The largest centred part of the right ratio, without rounding; ``box`` begins at 0, 0."""
+    _, _, width, height = box
+    across, down = min(width, height * ratio), min(height, width / ratio)
+    left, top = (width - across) / 2, (height - down) / 2
+    return left, top, left + across, top + down

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from splitmesh.runtime.ort import OrtSession
+from splitmesh.runtime.ort import OrtSession, Provider
+from splitmesh.runtime.providers import Compute, open_on
 from splitmesh.runtime.session import Session
 
-__all__ = ["OrtSession", "Session", "open_session"]
+__all__ = ["Compute", "OrtSession", "Session", "open_session"]
 
 
 def open_session(
     model: bytes,
     *,
     threads: int = 1,
-    providers: Sequence[str] | None = None,
+    providers: Sequence[Provider] | None = None,
     max_run_s: float | None = None,
     optimise: bool = True,
+    compute: Compute | None = None,
 ) -> Session:
-    """A session on ``model`` with the default backend; see :class:`OrtSession` for the parameters and errors."""
+    """A session on ``model`` with the default backend; see :class:`OrtSession` for the parameters and errors.
+
+    With ``compute``, the best provider of this node for the model instead of ``providers``, checked against the CPU; see
+    :func:`splitmesh.runtime.providers.open_on`.
+    """
+    if compute is not None:
+        return open_on(model, compute, threads=threads, max_run_s=max_run_s)
     return OrtSession(model, threads=threads, providers=providers, max_run_s=max_run_s, optimise=optimise)

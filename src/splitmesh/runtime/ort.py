@@ -33,6 +33,10 @@ ORT_DTYPES = {
 
 CPU = "CPUExecutionProvider"
 
+Provider = str | tuple[str, Mapping[str, str]]
+"""An execution provider by name, or with its options."""
+
+_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 _QUIET = 4
 """ORT's severity "fatal": what goes wrong is raised, not printed."""
 
@@ -108,14 +112,16 @@ class OrtSession:
         model: the serialised model.
         threads: threads inside one operator. 1 by default: a host runs several segments side by side and latency
             under load is better when they do not fight for cores.
-        providers: ORT execution providers in order of preference; the CPU when None.
+        providers: ORT execution providers in order of preference, each by name or with its options; the CPU when None.
+            What none of them takes the CPU computes.
         max_run_s: a run that takes longer is stopped (DEADLINE_EXPIRED). ORT looks at the flag between operators, so
             one very long operator ends late. None: no watchdog.
         optimise: let the runtime fuse and fold the graph; False: it computes operator by operator, as the file says.
 
     Raises:
         MeshError: MODEL_CORRUPT when ORT cannot load the bytes; MODEL_OPERATOR_UNSUPPORTED when an input or output is
-            not a dense tensor of a known type; FIELD_INVALID when a provider is not in this build of ORT.
+            not a dense tensor of a known type; FIELD_INVALID when a provider is not in this build of ORT; EXTRA_MISSING when
+            its libraries are not on this host and ORT says so.
     """
 
     def __init__(
@@ -123,23 +129,32 @@ class OrtSession:
         model: bytes,
         *,
         threads: int = 1,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Provider] | None = None,
         max_run_s: float | None = None,
         optimise: bool = True,
     ) -> None:
-        wanted = list(providers) if providers else [CPU]
-        _require_providers(wanted)
+        wanted = [(one, {}) if isinstance(one, str) else (one[0], dict(one[1])) for one in providers or (CPU,)]
+        names = [name for name, _ in wanted]
+        _require_providers(names)
+        options = _options(threads, optimise)
+        if names != [CPU]:
+            options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
         try:
-            session = ort.InferenceSession(bytes(model), sess_options=_options(threads, optimise), providers=wanted)
+            # Without ORT's own fallback, which prints and goes on: who asked for a provider shall hear that it failed.
+            session = ort.InferenceSession(bytes(model), sess_options=options, providers=wanted, enable_fallback=0)
         except _LOAD_ERRORS as error:
             raise MeshError(Reason.MODEL_CORRUPT, f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        except (RuntimeError, ValueError) as error:  # so ORT says that a provider's libraries are missing
+            raise MeshError(
+                Reason.EXTRA_MISSING, f"{', '.join(names)} cannot be opened: {_last_line(error)}"
+            ) from error
         self._session: ort.InferenceSession | None = session
         self._max_run_s = max_run_s
         self._inputs = tuple(_spec(node) for node in session.get_inputs())
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
-        self.providers: tuple[str, ...] = tuple(session.get_providers())
-        """The providers really in use; ORT drops one whose libraries or device it cannot open."""
+        self.providers: tuple[str, ...] = _computing(session, names)
+        """The providers that compute a part of the model: ORT drops one whose libraries or device it cannot open."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -198,6 +213,16 @@ def _require_providers(wanted: Sequence[str]) -> None:
         raise field_error("providers", f"{', '.join(missing)} not in this onnxruntime; it has {', '.join(available)}")
 
 
+def _computing(session: ort.InferenceSession, wanted: Sequence[str]) -> tuple[str, ...]:
+    in_use = [name for name in session.get_providers() if name in wanted or name == CPU]
+    # From onnxruntime 1.24 on; before, a provider that is open and takes nothing looks as if it computed.
+    assigned = getattr(session, "get_provider_graph_assignment_info", None)
+    if list(wanted) == [CPU] or assigned is None:
+        return tuple(in_use)
+    busy = {part.ep_name for part in assigned()}
+    return tuple(name for name in in_use if name in busy) or (CPU,)
+
+
 def _options(threads: int, optimise: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -221,6 +246,11 @@ def _spec(node: ort.NodeArg) -> TensorSpec:
             f"tensor {node.name!r} has type {node.type}; supported: {', '.join(ORT_DTYPES.values())}",
         )
     return TensorSpec(node.name, dtype, tuple(dim if isinstance(dim, int) and dim > 0 else -1 for dim in node.shape))
+
+
+def _last_line(error: Exception) -> str:
+    # After the place in ORT's source.
+    return str(error).strip().splitlines()[-1].rpartition(") ")[2][:300] or type(error).__name__
 
 
 def _first_line(error: Exception) -> str:

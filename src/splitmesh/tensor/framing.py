@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
+import numpy as np
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.tensor.codecs import Codec, codec_named, for_tensors, require_known
@@ -105,7 +106,8 @@ def unpack(
         raise MeshError(
             Reason.TENSOR_SIZE_MISMATCH, f"the payload has {len(payload)} bytes, its header says {header.size_bytes}"
         )
-    if google_crc32c.value(bytes(payload)) != header.crc32c:
+    # An array over the payload: the library refuses views, and a copy would be for it alone.
+    if google_crc32c.value(np.frombuffer(payload, dtype=np.uint8)) != header.crc32c:
         raise MeshError(Reason.CHECKSUM_MISMATCH, "the payload's crc32c differs from its header's")
     codec = for_tensors(codec_named(header.codec, codecs), header.tensors)
     plain = memoryview(codec.decode(payload, total_bytes(header.tensors)))

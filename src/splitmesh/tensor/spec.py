@@ -21,6 +21,9 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 }
 """Every element type that may cross a wire, by name."""
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""``dtype.name`` puts the text together each time."""
+
 MAX_RANK = 8
 
 Array = NDArray[np.generic]
@@ -98,16 +101,19 @@ class TensorSpec:
 
 def spec_of(name: str, array: Array) -> TensorSpec:
     """The specification of an array."""
-    return TensorSpec(name, array.dtype.name, tuple(array.shape))
+    return TensorSpec(name, _NAMES.get(array.dtype) or array.dtype.name, array.shape)
 
 
 def as_bytes(array: Array) -> memoryview:
     """The array's bytes, little-endian and row-major, without a copy where it already is so."""
-    dtype = DTYPES.get(array.dtype.name)
-    if dtype is None:
-        raise MeshError(
-            Reason.TENSOR_DTYPE_MISMATCH, f"dtype {array.dtype.name} cannot be sent; accepted: {', '.join(DTYPES)}"
-        )
+    dtype = array.dtype
+    if dtype not in _NAMES:
+        known = DTYPES.get(dtype.name)
+        if known is None:
+            raise MeshError(
+                Reason.TENSOR_DTYPE_MISMATCH, f"dtype {dtype.name} cannot be sent; accepted: {', '.join(DTYPES)}"
+            )
+        dtype = known
     return np.ascontiguousarray(array, dtype=dtype).reshape(-1).view(np.uint8).data
 
 

@@ -1,4 +1,4 @@
-"""A whole mesh on this machine: the six services, with a link relay before the tail and each node of a chain's middle.
+"""A whole mesh on this machine: the six services, with a link relay before each tail and each node of a chain's middle.
 
 One layout, several worlds: a :class:`Launcher` decides whether a service is a process (here) or lives in the test's own
 process. Services are run from a checkout (``python -m services.registry``), so a wheel alone cannot launch them. Used
@@ -143,6 +143,7 @@ class LocalMesh:
         settings: Mapping[str, Mapping[str, str]] | None = None,
         services: Collection[str] = MODULES,
         middle: Sequence[str] = (),
+        tails: int = 1,
     ) -> None:
         """Nothing runs yet.
 
@@ -151,9 +152,10 @@ class LocalMesh:
             work_dir: where services keep their state.
             link: profile of every relay, uplink and round trip.
             otlp_endpoint: where every service sends its spans.
-            settings: more settings by service and field name.
+            settings: more settings by service and field name; those of the tail are every tail's.
             services: which to start, always in the order of ``MODULES``; the tail is one of them.
             middle: names of nodes between head and tail, nearest to the head first; each runs the tail's program.
+            tails: how many nodes run the last segment, each behind a relay of its own: `tail`, `tail-2`, `tail-3` …
         """
         self._launcher = launcher
         self._work_dir = work_dir
@@ -163,12 +165,13 @@ class LocalMesh:
         self._chain = [*middle, "tail"]
         self._wanted = [service for service in MODULES if service in services]
         behind = self._wanted.index("tail") + 1
-        self._wanted[behind:behind] = reversed(middle)
+        self._tails = ["tail", *(f"tail-{number}" for number in range(2, tails + 1))]
+        self._wanted[behind:behind] = [*self._tails[1:], *reversed(middle)]
         self._services: dict[str, Running] = {}
         self._addresses: dict[str, str] = {}
         self._stack = AsyncExitStack()
         self.relays: dict[str, LinkRelay] = {}
-        """By the service they lead to: the tail, and nodes in the middle."""
+        """By the service they lead to: the tails, and nodes in the middle."""
         self.channels: Channels
 
     async def __aenter__(self) -> LocalMesh:
@@ -176,10 +179,11 @@ class LocalMesh:
         try:
             for service in self._wanted:
                 await self.start(service)
-                if service in self._chain:
+                if self._behind_a_relay(service):
                     relay = LinkRelay(self._addresses[service], self._link)
                     self.relays[service] = await self._stack.enter_async_context(relay)
-            table = {service: [address] for service, address in self._addresses.items()}
+            table = {service: [address] for service, address in self._addresses.items() if service not in self._tails}
+            table["tail"] = [self._addresses[tail] for tail in self._tails]
             self.channels = Channels(StaticDiscovery(table))
             self._stack.push_async_callback(self.channels.close)
         except BaseException:
@@ -200,29 +204,43 @@ class LocalMesh:
         """``host:port`` of a service."""
         return self._addresses[service]
 
-    async def start(self, service: str) -> None:
-        """Start a service; one that ran before comes back at its old port with its old state."""
-        known = {name: address for name, address in self._addresses.items() if name not in self._chain}
+    async def start(self, service: str, more: Mapping[str, str] | None = None) -> None:
+        """Start a service; one that ran before comes back at its old port with its old state.
+
+        ``more`` settings are for this life of it only.
+        """
+        known = {name: address for name, address in self._addresses.items() if not self._behind_a_relay(name)}
         if service == "partitioner":
-            known = dict(self._addresses)  # it measures on every node, not across the links
+            # It measures on every node, not across the links; one tail speaks for all.
+            known = {name: address for name, address in self._addresses.items() if name not in self._tails[1:]}
         following = self._behind(service)
-        if following in self.relays:
-            known[following] = self.relays[following].address
+        relays = [self.relays[name].address for name in self._alike(following) if name in self.relays]
+        if relays:
+            known[following] = ";".join(relays)
         settings = {
-            "node": f"{service}-1",
+            "node": service if service in self._tails[1:] else f"{service}-1",
             "static_addresses": ",".join(f"{name}={address}" for name, address in known.items()),
             "otlp_endpoint": self._otlp_endpoint,
             "data_dir": str(self._work_dir / service),
             "reflection": "true",
             **self._place(service, following),
+            **(self._extra.get("tail", {}) if service in self._tails else {}),
             **self._extra.get(service, {}),
+            **(more or {}),
         }
         if service in self._addresses:
             settings["port"] = self._addresses[service].rpartition(":")[2]
-        program = "tail" if service in self._chain else service
+        program = "tail" if self._behind_a_relay(service) else service
         running = await self._launcher.launch(program, settings)
         self._services[service] = running
         self._addresses[service] = running.address
+
+    def _behind_a_relay(self, service: str) -> bool:
+        return service in self._chain or service in self._tails
+
+    def _alike(self, service: str) -> list[str]:
+        """Everyone who does a service's work."""
+        return self._tails if service == "tail" else [service]
 
     def _behind(self, service: str) -> str:
         """Who takes a service's features; empty when nobody does."""
@@ -242,7 +260,7 @@ class LocalMesh:
 
     @property
     def relay(self) -> LinkRelay:
-        """The one before the tail."""
+        """The one before the first tail."""
         return self.relays["tail"]
 
     async def stop(self, service: str) -> None:

@@ -51,6 +51,18 @@ def find_buf() -> Path | None:
     return _on_path("buf") or (local if os.access(local, os.X_OK) else None)
 
 
+def find_tritonclient() -> Path | None:
+    """The Python of an environment that holds NVIDIA's unmodified tritonclient, under ``build/tools``, if any."""
+    python = _CHECKOUT / "build" / "tools" / "tritonclient" / "bin" / "python"
+    return python if os.access(python, os.X_OK) else None
+
+
+def find_perf_analyzer() -> Path | None:
+    """NVIDIA's perf_analyzer on PATH, or the one the checkout keeps under ``build/tools``, if any."""
+    local = _CHECKOUT / "build" / "tools" / "perf_analyzer" / "perf_analyzer"
+    return _on_path("perf_analyzer") or (local if os.access(local, os.X_OK) else None)
+
+
 def _on_path(program: str) -> Path | None:
     found = shutil.which(program)
     return Path(found) if found else None

@@ -1,0 +1,156 @@
+"""One batch: put together, computed in a thread, and each result handed to its waiter. Knows arrays, no queues."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+import numpy as np
+
+from splitmesh.errors import MeshError, Reason
+from splitmesh.tensor.spec import Array
+
+Feeds = Mapping[str, Array]
+Run = Callable[[Feeds], dict[str, Array]]
+OnRun = Callable[[int, float], None]
+"""Told the samples of a run and its milliseconds, in the thread that computed."""
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+_BATCH_IDS = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """One frame's outputs and where its time went."""
+
+    outputs: dict[str, Array]
+    batch_id: int
+    batch_size: int
+    enqueued_ns: int
+    started_ns: int
+    ended_ns: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """Frames since the segment was loaded."""
+
+    computed: int = 0
+    refused: int = 0
+    """Because a queue was full, or the work ahead longer than the frame's deadline."""
+    expired: int = 0
+    """Dropped before compute: the deadline had passed, or could not be kept any more."""
+    cancelled: int = 0
+    """Dropped before compute: nobody waited for them any more."""
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A frame on its way to compute."""
+
+    expires: float
+    """On the loop's clock, as the next two."""
+    virtual: float
+    """Its deadline as the order of frames sees it: nearer by what its priority counts."""
+    arrived: float
+    enqueued_ns: int
+    size_bytes: int
+    state: Literal["arriving", "waiting", "gone"] = "arriving"
+    feeds: Feeds = field(default_factory=dict)
+    shapes: Shapes = ()
+    result: asyncio.Future[Computed] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class BatchJob:
+    """A :class:`~splitmesh.kernel.slots.Job` of frames of one shape.
+
+    Args:
+        batch: the frames, at least one.
+        run: computes them.
+        on_run: told about each run.
+        finished: told at the end, on the loop, before the waiters.
+        alone: the batch is one frame and gets the outputs as they are.
+        expected_s: what it will take.
+    """
+
+    def __init__(
+        self,
+        batch: Sequence[Waiting],
+        run: Run,
+        on_run: OnRun | None,
+        finished: Callable[[BatchJob, float], None],
+        *,
+        alone: bool,
+        expected_s: float,
+    ) -> None:
+        self.batch = batch
+        self.expected_s = expected_s
+        self.together = False
+        """All frames were computed in one run."""
+        self._run = run
+        self._on_run = on_run
+        self._finished = finished
+        self._alone = alone
+        self._results: Sequence[Computed | Exception] = ()
+
+    def run(self) -> None:
+        """In a thread: together, or one by one when that fails."""
+        try:
+            self._results = self._compute(self.batch)
+            self.together = True
+        except Exception as error:
+            one_by_one = (self._compute_one(waiting) for waiting in self.batch)
+            self._results = [error] if len(self.batch) == 1 else list(one_by_one)
+
+    def finish(self, took_s: float) -> None:
+        """On the loop: hand out the results."""
+        self._finished(self, took_s)
+        for waiting, result in zip(self.batch, self._results, strict=True):
+            if waiting.result.done():
+                continue
+            if isinstance(result, Exception):
+                waiting.result.set_exception(result)
+            else:
+                waiting.result.set_result(result)
+
+    def _compute_one(self, waiting: Waiting) -> Computed | Exception:
+        try:
+            return self._compute([waiting])[0]
+        except Exception as error:
+            return error
+
+    def _compute(self, batch: Sequence[Waiting]) -> list[Computed]:
+        started_ns = time.time_ns()
+        outputs = self._run(_stacked(batch))
+        ended_ns = time.time_ns()
+        if self._on_run is not None:
+            self._on_run(len(batch), (ended_ns - started_ns) / 1e6)
+        batch_id = next(_BATCH_IDS)
+        return [
+            Computed(own, batch_id, len(batch), waiting.enqueued_ns, started_ns, ended_ns)
+            for own, waiting in zip(self._rows(outputs, len(batch)), batch, strict=True)
+        ]
+
+    def _rows(self, outputs: dict[str, Array], count: int) -> list[dict[str, Array]]:
+        if self._alone:
+            return [outputs]
+        if any(array.shape[:1] != (count,) for array in outputs.values()):
+            raise MeshError(Reason.MODEL_CORRUPT, f"the model does not answer a batch of {count} with as many rows")
+        if count == 1:
+            return [outputs]
+        return [{name: array[row : row + 1] for name, array in outputs.items()} for row in range(count)]
+
+
+def shapes_of(feeds: Feeds) -> Shapes:
+    """By which frames are told that can be computed together."""
+    return tuple((name, array.shape) for name, array in feeds.items())
+
+
+def _stacked(batch: Sequence[Waiting]) -> Feeds:
+    if len(batch) == 1:
+        return batch[0].feeds
+    return {name: np.concatenate([waiting.feeds[name] for waiting in batch]) for name in batch[0].feeds}
