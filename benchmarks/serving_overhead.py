@@ -29,7 +29,6 @@ from splitmesh.tensor.spec import Array
 CONCURRENCY = (1, 8, 32)
 CORES = os.cpu_count() or 1
 MAX_ADDED_CPU_MS, MAX_ADDED_P50_MS = 0.8, 1.0
-RUNS = 200
 WARM_UP_RUNS = 20
 STREAMED = "OIP stream"
 
@@ -69,11 +68,11 @@ class Found:
 def main() -> None:
     """Entry point."""
     quick = arguments(__doc__).quick
-    asyncio.run(compare(1.5 if quick else 6.0, CONCURRENCY[:2] if quick else CONCURRENCY))
+    asyncio.run(compare(1.0, CONCURRENCY[:2], runs=50) if quick else compare(6.0, CONCURRENCY, runs=200))
 
 
-async def compare(seconds: float, concurrency: tuple[int, ...]) -> None:
-    """Both nets, every protocol."""
+async def compare(seconds: float, concurrency: tuple[int, ...], *, runs: int) -> None:
+    """Both nets, every protocol; ``runs`` of the model alone before each load and after it."""
     found: list[Found] = []
     with Progress(transient=True) as progress:
         task = progress.add_task("serving overhead", total=len(NETS) * len(concurrency) * 5)
@@ -93,17 +92,17 @@ async def compare(seconds: float, concurrency: tuple[int, ...]) -> None:
                 for protocol, (call, content) in calls.items():
                     for count in concurrency:
                         threads = min(count, CORES)
-                        before = _alone(session, content, threads)
+                        before = _alone(session, content, threads, runs)
                         load = await measure(
                             served.address, call, pid=served.pid, concurrency=count, seconds=seconds, warm_up_s=0.5
                         )
-                        after = _alone(session, content, threads)
+                        after = _alone(session, content, threads, runs)
                         found.append(Found(net, protocol, count, load, _mean(before, after)))
                         progress.advance(task)
     publish(_result(found))
 
 
-def _alone(session: Session, content: Content, threads: int) -> Alone:
+def _alone(session: Session, content: Content, threads: int, runs: int) -> Alone:
     """Median time and mean processor time of one run, of a picture with its decoding."""
 
     def once(_: int) -> float:
@@ -114,9 +113,9 @@ def _alone(session: Session, content: Content, threads: int) -> Alone:
     with ThreadPoolExecutor(threads) as workers:
         list(workers.map(once, range(WARM_UP_RUNS)))
         used = time.process_time()
-        times = list(workers.map(once, range(RUNS)))
+        times = list(workers.map(once, range(runs)))
         cpu_ms = (time.process_time() - used) * 1e3
-    return Alone(float(np.median(times)), cpu_ms / RUNS)
+    return Alone(float(np.median(times)), cpu_ms / runs)
 
 
 def _mean(one: Alone, other: Alone) -> Alone:

@@ -20,6 +20,7 @@ from edge.head.config import HeadSettings
 from edge.head.fill import disagrees, exit_gives_outputs, fill, fill_from_exit
 from edge.head.follow import Models
 from edge.head.frame import FrameAnswer, FrameRequest, StageTimes, Tensors
+from edge.head.lateness import Lateness
 from edge.head.line import BEHIND_ALL, Line
 from edge.head.perceive import Perceived, perceive
 from edge.head.report import Outcomes
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MAX_DEADLINE_MS = 600_000
 SHADOW_DEADLINE_S = 2.0
+MOST_LATENESS = 0.25
+"""Of a frame's deadline that is kept back at most because the host is late with things."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class _Frame:
     arrived_ns: int
     expires: float
     """On the loop's clock."""
+    deadline_s: float
+    """From its arrival."""
 
 
 class Answerer:
@@ -60,12 +65,14 @@ class Answerer:
         self._telemetry = telemetry
         self._outcomes = outcomes
         self._line = Line(settings.workers)
+        self._lateness = Lateness()
         self._limits = TensorLimits(max_size_bytes=settings.max_frame_bytes)
         self._in_progress = 0
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Nothing to wait for."""
+        """Begin to watch how punctual this process is."""
+        self._lateness.start()
 
     async def stop(self) -> None:
         """Let the worker threads go."""
@@ -73,6 +80,7 @@ class Answerer:
             task.cancel()
         await asyncio.gather(*self._shadows, return_exceptions=True)
         self._line.close()
+        await self._lateness.stop()
 
     async def answer(self, request: FrameRequest) -> FrameAnswer:
         """The frame's answer.
@@ -118,7 +126,15 @@ class Answerer:
         if request.waited_ms >= deadline_ms:
             raise MeshError(Reason.DEADLINE_EXPIRED, f"it waited {request.waited_ms:.0f} ms for its turn")
         loop = asyncio.get_running_loop()
-        frame = _Frame(request, ways, active, span, arrived_ns, loop.time() + (deadline_ms - request.waited_ms) / 1000)
+        frame = _Frame(
+            request,
+            ways,
+            active,
+            span,
+            arrived_ns,
+            loop.time() + (deadline_ms - request.waited_ms) / 1000,
+            deadline_ms / 1000,
+        )
         try:
             async with asyncio.timeout_at(frame.expires):
                 escalate = request.outputs_needed and not exit_gives_outputs(active)
@@ -241,7 +257,7 @@ class Answerer:
         other = frame.ways.whole()
         if other is None:
             return False
-        until = frame.expires - (self._settings.answer_margin_ms / 1000 if exit_follows else 0.0)
+        until = frame.expires - (self._margin_s(frame) if exit_follows else 0.0)
         with other.use():
             try:
                 async with asyncio.timeout_at(until):
@@ -278,6 +294,11 @@ class Answerer:
 
     def _left_s(self, frame: _Frame) -> float:
         """How long a frame may wait for the tail: time for the whole model is kept back where it would be enough."""
-        left_s = frame.expires - asyncio.get_running_loop().time() - self._settings.answer_margin_ms / 1000
+        left_s = frame.expires - asyncio.get_running_loop().time() - self._margin_s(frame)
         whole_s = frame.ways.whole_ms() / 1000
         return left_s - whole_s if whole_s < left_s else left_s
+
+    def _margin_s(self, frame: _Frame) -> float:
+        """Kept back for the exit's answer: as set, and as much more as this host was late with things lately."""
+        late_s = min(self._lateness.peak_s, frame.deadline_s * MOST_LATENESS)
+        return self._settings.answer_margin_ms / 1000 + late_s

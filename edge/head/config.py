@@ -40,7 +40,7 @@ class HeadSettings(ProfilingSettings):
     """Deadline of a frame whose sender set none, milliseconds."""
     answer_margin_ms: float = Field(default=20.0, ge=0)
     """Kept back from a frame's deadline when waiting for the tail, so that the fallback answer is still in time,
-    milliseconds."""
+    milliseconds; on a host that runs things late, as much more."""
     balance: Literal["latency", "in_flight"] = "latency"
     """Which of several tails gets a frame: the one where it should take least, or the one with the fewest unanswered."""
     eject_factor: float = Field(default=4.0, ge=0, le=1000)

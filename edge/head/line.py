@@ -14,14 +14,15 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.batch_times import BatchTimes
 from splitmesh.kernel.batching import PRIORITY_S
+from splitmesh.kernel.threads import Teller, Threads
 
 Clock = Callable[[], float]
 T = TypeVar("T")
@@ -54,7 +55,9 @@ class Line:
     def __init__(self, workers: int, *, clock: Clock = time.monotonic) -> None:
         self._workers = workers
         self._clock = clock
-        self._threads = ThreadPoolExecutor(workers + MOST_COMPANY - 1, thread_name_prefix="head")
+        self._threads = Threads(workers + MOST_COMPANY - 1, "head")
+        self._teller: Teller | None = None
+        """To the loop of the first job."""
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
         self._busy = 0
@@ -72,7 +75,7 @@ class Line:
         for job in left:
             if not job.result.done():
                 job.result.set_exception(_stopped())
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close(cancel=True)
 
     async def do(
         self,
@@ -101,6 +104,7 @@ class Line:
         if steady and company == 1 and self._is_short(took):
             return self._timed(call, took)
         loop = asyncio.get_running_loop()
+        teller = self._teller = self._teller or Teller(loop)
         turn, threads = expires - priority * PRIORITY_S, self._workers + min(company, MOST_COMPANY) - 1
         job = _Job(turn, next(self._numbers), call, expires, took, threads, loop.create_future())
         with self._lock:
@@ -111,7 +115,7 @@ class Line:
             start = self._busy < threads
             self._busy += start
         if start:
-            self._threads.submit(self._work, loop)
+            self._threads.start(partial(self._work, teller))
         try:
             return cast(T, await job.result)
         except asyncio.CancelledError:
@@ -148,42 +152,38 @@ class Line:
                 retry_after_s=wait_s,
             )
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self, teller: Teller) -> None:
         """In a thread: do what waits, and go when nothing does."""
-        while (job := self._next(loop)) is not None:
+        while (job := self._next(teller)) is not None:
             try:
                 result = self._timed(job.call, job.took)
             except BaseException as error:  # whatever it is: the thread goes on with the next job, and so does the loop
-                _tell(loop, job, error=error if isinstance(error, Exception) else RuntimeError(repr(error)))
+                teller.tell(partial(_fail, job, error if isinstance(error, Exception) else RuntimeError(repr(error))))
             else:
-                _tell(loop, job, result=result)
+                teller.tell(partial(_give, job, result))
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> _Job | None:
+    def _next(self, teller: Teller) -> _Job | None:
         with self._lock:
             while self._waiting and self._busy <= self._waiting[0].threads:
                 job = heapq.heappop(self._waiting)
                 late_s = self._clock() - job.expires
                 if late_s >= 0 or (self._waiting and late_s + job.took.least_s() > 0):
-                    _tell(loop, job, error=MeshError(Reason.DEADLINE_EXPIRED, "its turn came too late"))
+                    late = MeshError(Reason.DEADLINE_EXPIRED, "its turn came too late")
+                    teller.tell(partial(_fail, job, late))
                     continue
                 return job
             self._busy -= 1
             return None
 
 
-def _tell(
-    loop: asyncio.AbstractEventLoop, job: _Job, *, result: object = None, error: BaseException | None = None
-) -> None:
-    def tell() -> None:
-        if job.result.done():  # cancelled
-            return
-        if error is not None:
-            job.result.set_exception(error)
-        else:
-            job.result.set_result(result)
+def _give(job: _Job, result: object) -> None:
+    if not job.result.done():  # cancelled
+        job.result.set_result(result)
 
-    with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
-        loop.call_soon_threadsafe(tell)
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.result.done():
+        job.result.set_exception(error)
 
 
 def _stopped() -> MeshError:

@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from splitmesh.errors import MeshError, Reason
-from splitmesh.kernel.batch_job import shapes_of
+from splitmesh.kernel.batch_job import joined, rows_of, shapes_of
 from splitmesh.runtime import Session
 from splitmesh.tensor.spec import Array, TensorSpec
 
@@ -146,20 +143,4 @@ class Together:
         outputs = self._session.run(joined([caller.feeds for caller in company]))
         if self._on_run is not None:
             self._on_run(count, (time.perf_counter() - begun) * 1e3)
-        return rows_of(outputs, count)
-
-
-def joined(feeds: Sequence[Feeds]) -> Feeds:
-    """Several samples as one batch; one sample as it is."""
-    if len(feeds) == 1:
-        return feeds[0]
-    return {name: np.concatenate([one[name] for one in feeds]) for name in feeds[0]}
-
-
-def rows_of(outputs: dict[str, Array], count: int) -> list[dict[str, Array]]:
-    """A batch's outputs sample by sample; MODEL_CORRUPT when they have not one row for each."""
-    if count == 1:
-        return [outputs]
-    if any(array.shape[:1] != (count,) for array in outputs.values()):
-        raise MeshError(Reason.MODEL_CORRUPT, f"the model does not answer a batch of {count} with as many rows")
-    return [{name: array[row : row + 1] for name, array in outputs.items()} for row in range(count)]
+        return [outputs] if count == 1 else rows_of(outputs, count)

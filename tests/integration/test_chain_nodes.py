@@ -22,6 +22,7 @@ from splitmesh.kernel.discovery_static import StaticDiscovery
 from splitmesh.kernel.lifecycle import Kernel
 from splitmesh.kernel.server import HealthControl
 from splitmesh.kernel.telemetry import Telemetry
+from tests.support import held_tail
 from tests.support.held_tail import BLOCKING, blocked, held_compute, queued
 from tests.support.models import CUT, EASY, HARD, SECOND_CUT, split_version
 from tests.support.wire import (
@@ -256,6 +257,9 @@ async def test_a_frame_goes_to_another_next_node_when_its_own_dies(cloud: World)
     )
     async with run_stream(mec, CHAIN) as raw:
         await assert_alive(raw)
+        async with asyncio.timeout(WAIT_S):  # until the second one has answered, and so accepted, too
+            while not any(one.computed for one in (await held_tail.described(second.address)).segments):
+                await assert_alive(raw)
         await cloud.stop("tail")
         for _ in range(5):
             await assert_alive(raw)

@@ -125,24 +125,16 @@ class BatchJob:
 
     def _compute(self, batch: Sequence[Waiting]) -> list[Computed]:
         started_ns = time.time_ns()
-        outputs = self._run(_stacked(batch))
+        outputs = self._run(joined([waiting.feeds for waiting in batch]))
         ended_ns = time.time_ns()
         if self._on_run is not None:
             self._on_run(len(batch), (ended_ns - started_ns) / 1e6)
+        rows = [outputs] if self._alone else rows_of(outputs, len(batch))
         batch_id = next(_BATCH_IDS)
         return [
             Computed(own, batch_id, len(batch), waiting.enqueued_ns, started_ns, ended_ns)
-            for own, waiting in zip(self._rows(outputs, len(batch)), batch, strict=True)
+            for own, waiting in zip(rows, batch, strict=True)
         ]
-
-    def _rows(self, outputs: dict[str, Array], count: int) -> list[dict[str, Array]]:
-        if self._alone:
-            return [outputs]
-        if any(array.shape[:1] != (count,) for array in outputs.values()):
-            raise MeshError(Reason.MODEL_CORRUPT, f"the model does not answer a batch of {count} with as many rows")
-        if count == 1:
-            return [outputs]
-        return [{name: array[row : row + 1] for name, array in outputs.items()} for row in range(count)]
 
 
 def shapes_of(feeds: Feeds) -> Shapes:
@@ -150,7 +142,17 @@ def shapes_of(feeds: Feeds) -> Shapes:
     return tuple((name, array.shape) for name, array in feeds.items())
 
 
-def _stacked(batch: Sequence[Waiting]) -> Feeds:
-    if len(batch) == 1:
-        return batch[0].feeds
-    return {name: np.concatenate([waiting.feeds[name] for waiting in batch]) for name in batch[0].feeds}
+def joined(feeds: Sequence[Feeds]) -> Feeds:
+    """Several samples as one batch; one sample as it is, without a copy."""
+    if len(feeds) == 1:
+        return feeds[0]
+    return {name: np.concatenate([one[name] for one in feeds]) for name in feeds[0]}
+
+
+def rows_of(outputs: dict[str, Array], count: int) -> list[dict[str, Array]]:
+    """A batch's outputs sample by sample; MODEL_CORRUPT when they have not one row for each."""
+    if any(array.shape[:1] != (count,) for array in outputs.values()):
+        raise MeshError(Reason.MODEL_CORRUPT, f"the model does not answer a batch of {count} with as many rows")
+    if count == 1:
+        return [outputs]
+    return [{name: array[row : row + 1] for name, array in outputs.items()} for row in range(count)]

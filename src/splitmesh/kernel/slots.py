@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
+
+from splitmesh.kernel.threads import Teller, Threads
 
 
 class Job(Protocol):
@@ -78,7 +79,9 @@ class ComputeSlots:
         self._sources: list[Source] = []
         self._running: set[_Running] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="compute")
+        self._threads = Threads(slots, "compute")
+        self._teller: Teller | None = None
+        """To the loop of the first batch."""
 
     @property
     def free(self) -> int:
@@ -124,12 +127,14 @@ class ComputeSlots:
         """Let the threads end; what they compute now is computed first."""
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+        self._threads.close(cancel=True)
+        await asyncio.to_thread(self._threads.join)
 
     def _begin(self, job: Job, now: float, loop: asyncio.AbstractEventLoop) -> None:
         running = _Running(job, now)
         self._running.add(running)
-        self._pool.submit(_run, job, loop, lambda: self._ended(running))
+        teller = self._teller = self._teller or Teller(loop)
+        self._threads.start(partial(_run, job, teller, partial(self._ended, running)))
 
     def _ended(self, running: _Running) -> None:
         self._running.discard(running)
@@ -139,9 +144,8 @@ class ComputeSlots:
             self.dispatch()
 
 
-def _run(job: Job, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
+def _run(job: Job, teller: Teller, ended: Callable[[], None]) -> None:
     try:
         job.run()
     finally:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(ended)
+        teller.tell(ended)
