@@ -33,6 +33,7 @@ COMPARED = (8, 32)
 LEAD = 1.5
 """How many times the best other server's requests per second the head is to answer with the tiny net."""
 OURS, OURS_UNARY, OURS_NATIVE = "splitmesh, OIP stream", "splitmesh, OIP unary", "splitmesh, StreamInfer"
+OURS_TWO = f"{OURS}, 2 processes"
 
 Key = tuple[str, str]
 """Net, server."""
@@ -78,7 +79,7 @@ async def compare(rivals: Sequence[Rival], plan: Plan, nets: Sequence[str]) -> N
     seen = Seen()
     with tempfile.TemporaryDirectory(prefix="splitmesh-bench-") as folder, Progress(transient=True) as progress:
         cases = [_case(net, Path(folder)) for net in nets]
-        task = progress.add_task("installing", total=len(rivals) + plan.rounds * len(cases) * (len(rivals) + 1))
+        task = progress.add_task("installing", total=len(rivals) + plan.rounds * len(cases) * (len(rivals) + 2))
         usable = []
         for rival in rivals:
             progress.update(task, description=f"installing {rival.name}")
@@ -110,6 +111,12 @@ async def _head(case: Case) -> AsyncIterator[tuple[Served, dict[str, Call]]]:
 
 
 @asynccontextmanager
+async def _two_heads(case: Case) -> AsyncIterator[tuple[Served, dict[str, Call]]]:
+    async with serving_head(case.net, settings={"processes": "2", "workers": "2"}) as served:
+        yield served, {OURS_TWO: oip_call(case.net, case.picture, stream=True)}
+
+
+@asynccontextmanager
 async def _rival(rival: Rival, case: Case) -> AsyncIterator[tuple[Served, dict[str, Call]]]:
     async with serving(rival, case.model, case.picture, case.scores) as served:
         yield served, {f"{rival.name}, {rival.protocol}": rival.call(case.picture)}
@@ -120,6 +127,7 @@ Server = AbstractAsyncContextManager[tuple[Served, dict[str, Call]]]
 
 def _servers(rivals: Sequence[Rival], case: Case) -> Iterator[tuple[str, Server]]:
     yield "splitmesh", _head(case)
+    yield OURS_TWO, _two_heads(case)
     for rival in rivals:
         yield rival.name, _rival(rival, case)
 

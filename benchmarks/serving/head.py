@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
@@ -10,13 +11,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from benchmarks.serving.nets import NETS, SIDE, build
+from edge.head.app import SERVICE
 from examples.solder_joints.demo import ROOT, head_ready
 from splitmesh.cli.models import version_parts
 from splitmesh.client.registry import RegistryClient
+from splitmesh.kernel.channels import open_channel
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.testing.mesh import LocalMesh, ProcessLauncher, ServiceProcess
 
+READY_TIMEOUT_S = 60.0
+CONNECTIONS_IN_A_ROW = 30
 SERVICES = ("registry", "router", "tail", "head")
 PREPROCESS = Preprocess(width=SIDE, height=SIDE, mean=(0.5,), std=(0.25,))
 
@@ -63,9 +70,21 @@ async def serving_head(
             version = await registry.create_version(net, parts, created_by="push")
             await registry.set_alias(net, "production", version.version)
             await head_ready(mesh)
+            if head.get("processes", "1") != "1":
+                await _every_process_ready(mesh.address("head"))
             yield Served(mesh.address("head"), launcher.processes["head"].process.pid)
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
+
+
+async def _every_process_ready(address: str) -> None:
+    """Until so many new connections in a row, which are spread over the processes, find one that serves."""
+    request, well = health_pb2.HealthCheckRequest(service=SERVICE), 0
+    async with asyncio.timeout(READY_TIMEOUT_S):
+        while well < CONNECTIONS_IN_A_ROW:
+            async with open_channel(address) as channel:
+                state = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=READY_TIMEOUT_S)
+            well = well + 1 if state.status == health_pb2.HealthCheckResponse.SERVING else 0
 
 
 def label(index: int) -> str:

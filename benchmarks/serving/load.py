@@ -24,7 +24,7 @@ from benchmarks.serving.http1 import Http1Load, HttpCall
 from benchmarks.serving.http2 import GrpcCall, Http2Load
 
 ROOT = Path(__file__).resolve().parents[2]
-SLOTS_PER_CONNECTION = 8
+SLOTS_PER_CONNECTION = 2
 STALL_S = 20.0
 
 

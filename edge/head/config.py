@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from splitmesh.client.balance import Policy
 from splitmesh.kernel.config import data_dir_default
 from splitmesh.kernel.profiling import ProfilingSettings
+from splitmesh.kernel.supervisor import ReplicaSettings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """What the registry accepts as the name of a model or an alias."""
 _LEVELS = [str(level) for level in range(10)]
 
 
-class HeadSettings(ProfilingSettings):
+class HeadSettings(ReplicaSettings, ProfilingSettings):
     """Settings of the head, beside those every service has."""
+
+    fronted: ClassVar[bool] = True
 
     data_dir: Path = Field(default_factory=lambda: data_dir_default("head"))
     """Where verified heads, versions and policies are kept, so that a restart needs no other service."""
@@ -110,6 +113,15 @@ class HeadSettings(ProfilingSettings):
         if unknown := sorted(_priorities(self.priorities).keys() - set(self.model_names())):
             raise ValueError(f"priorities names {', '.join(unknown)}, which is not in models")
         return self
+
+    def replica(self, number: int) -> dict[str, object]:
+        """As :meth:`ReplicaSettings.replica`: cores, places and disk are shared out."""
+        return super().replica(number) | {
+            "data_dir": self.data_dir / f"replica-{number}",
+            "workers": max(1, self.workers // self.processes),
+            "max_frames": max(1, self.max_frames // self.processes),
+            "max_cache_bytes": max(1, self.max_cache_bytes // self.processes),
+        }
 
     def priority_of(self, model: str) -> int:
         """0 to 9."""

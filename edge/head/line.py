@@ -32,6 +32,9 @@ BEHIND_ALL = -1_000_000
 SHORT_S = 0.001
 """A job that takes no longer is done on the event loop where it may be and nothing else is under way: the way to a thread
 and back costs .35 ms of processor time, as much as a small head's arithmetic (benchmarks/serving_overhead)."""
+LATEST = 0.8
+"""Share of its time after which a frame that must wait has to be done by estimate: a host with more work than it can do would
+else give every answer at the last moment, and its way back makes it late."""
 MOST_COMPANY = 8
 """Most jobs that may wait for each other, see :meth:`Line.do`."""
 
@@ -145,7 +148,7 @@ class Line:
         before_s = sum(other.took.typical_s(1) for other in self._waiting if other < job)
         wait_s = before_s / job.threads
         needed_s = wait_s + job.took.least_s()
-        if self._clock() + needed_s > job.expires:
+        if needed_s > LATEST * (job.expires - self._clock()):
             raise MeshError(
                 Reason.DEADLINE_EXPIRED,
                 f"{len(self._waiting)} frames wait already: it would take {needed_s * 1e3:.0f} ms, which is too late",

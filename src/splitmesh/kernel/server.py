@@ -17,6 +17,7 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import transport_options
 from splitmesh.kernel.config import ServiceSettings
 from splitmesh.kernel.interceptors import AroundInterceptor, Deserializer, Serializer
+from splitmesh.kernel.supervisor import ReplicaSettings
 from splitmesh.kernel.telemetry import Telemetry
 
 HANDSHAKE_TIMEOUT_MS = 10_000
@@ -62,10 +63,11 @@ def make_server(
     settings: ServiceSettings, bindings: Sequence[Binding], telemetry: Telemetry, health: HealthControl
 ) -> tuple[grpc.aio.Server, int]:
     """A server that is bound but not started, and its port. SERVICE_UNAVAILABLE when the port is taken."""
+    front_port = settings.front_port if isinstance(settings, ReplicaSettings) else 0
     options = [
         *transport_options(settings.max_frame_bytes),
-        # Off, so that a second server on a taken port fails instead of silently sharing it.
-        ("grpc.so_reuseport", 0),
+        # Off, so that a second server on a taken port fails instead of silently sharing it; on where that is meant.
+        ("grpc.so_reuseport", int(bool(front_port))),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
@@ -97,6 +99,8 @@ def make_server(
         )
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        if front_port:
+            server.add_insecure_port(f"{settings.host}:{front_port}")
     except RuntimeError as error:
         raise MeshError(
             Reason.SERVICE_UNAVAILABLE, f"cannot listen on {settings.host}:{settings.port}; is the port taken?"

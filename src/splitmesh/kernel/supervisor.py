@@ -13,15 +13,18 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 from pydantic import Field, model_validator
 
+from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.config import ENV_PREFIX, ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -40,24 +43,32 @@ _POLL_S = 0.05
 class ReplicaSettings(ServiceSettings):
     """Settings of a service that may run as several processes."""
 
+    fronted: ClassVar[bool] = False
+    """Callers know one address only: `port` is shared by all processes, and each has another one for itself."""
+
     processes: int = Field(default=1, ge=1, le=64)
-    """Processes of this service here, each an instance with a port (`port`, `port` + 1 …, or free ones), a name (`node`-1 …)
-    and a folder of its own, and its share of what this host has. One address more for each in `static_addresses`."""
+    """Processes of this service here, each an instance with a port, a name (`node`-1 …) and a folder of its own, and its share of
+    what this host has. Ports are `port`, `port` + 1 …, one address more for each in `static_addresses`; of a head `port` is
+    shared by all, the kernel spreads connections over them, and `port` + 1 … are each one's own. 0: free ones."""
     supervised: str = Field(default="", pattern=r"^[a-z0-9-]{0,32}$")
     """Set by the process that started this one: what tells this instance from others in discovery, where its successor takes
     its place; and that it ends when standard input does."""
 
+    front_port: int = Field(default=0, ge=0, le=65535)
+    """Set by the process that started this one: a port that it shares with its siblings, beside its own."""
+
     @model_validator(mode="after")
     def _ports_exist(self) -> ReplicaSettings:
-        if self.port and self.port + self.processes - 1 > 65535:
-            raise ValueError(f"port {self.port} and {self.processes - 1} more go beyond 65535")
+        more = self.processes - (0 if self.fronted and self.processes > 1 else 1)
+        if self.port and self.port + more > 65535:
+            raise ValueError(f"port {self.port} and {more} more go beyond 65535")
         return self
 
     def replica(self, number: int) -> dict[str, object]:
         """What the settings of one process are instead, by field; ``number`` counts from 1."""
         return {
             "processes": 1,
-            "port": self.port + number - 1 if self.port else 0,
+            "port": self.port + number - (0 if self.fronted else 1) if self.port else 0,
             "node": f"{self.node[:61]}-{number}",
         }
 
@@ -74,12 +85,14 @@ class Supervisor:
     def __init__(self, name: str, command: Sequence[str], settings: ReplicaSettings) -> None:
         self._name = name
         self._settings = settings
+        self._front = _reserved(settings) if settings.fronted else None
         self._folder = Path(tempfile.mkdtemp(prefix=f"splitmesh-{name}-"))
         self._replicas = [self._replica(number, command) for number in range(1, settings.processes + 1)]
 
     def _replica(self, number: int, command: Sequence[str]) -> _Replica:
         ready_file = self._folder / f"{number}.ready"
         own = {"supervised": f"{uuid4().hex[:8]}-{number}", "ready_file": ready_file}
+        own |= {} if self._front is None else {"front_port": self._front.getsockname()[1]}
         return _Replica(f"{self._name} {number}", command, self._settings.replica(number) | own, ready_file)
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -107,6 +120,8 @@ class Supervisor:
             for path in self._folder.iterdir():
                 path.unlink()
             self._folder.rmdir()
+            if self._front is not None:
+                self._front.close()
             log.info("%s has stopped", self._name)
 
     async def _start(self, stopping: asyncio.Task[bool]) -> int | None:
@@ -129,9 +144,33 @@ class Supervisor:
         path = self._settings.ready_file
         if path is not None:
             temporary = path.with_suffix(".tmp")
-            content = {"address": addresses[0], "pid": os.getpid(), "addresses": addresses}
+            first = addresses[0]
+            if self._front is not None:
+                first = f"{first.rpartition(':')[0]}:{self._front.getsockname()[1]}"
+            content = {"address": first, "pid": os.getpid(), "addresses": addresses}
             temporary.write_text(json.dumps(content))
             temporary.replace(path)
+
+
+def _reserved(settings: ReplicaSettings) -> socket.socket:
+    """The port that all processes share, kept while the supervisor lives; SERVICE_UNAVAILABLE where somebody else has it.
+
+    Whoever is only bound gets no connections; the processes, which listen, do.
+    """
+    host, port = settings.host.strip("[]"), settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as alone:  # the shared way would also share with a stranger
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host, port))
+        reserved = socket.socket(family, socket.SOCK_STREAM)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((host, port))
+    except OSError as error:
+        raise MeshError(
+            Reason.SERVICE_UNAVAILABLE, f"cannot listen on {settings.host}:{port}; is the port taken?"
+        ) from error
+    return reserved
 
 
 class _Replica:
