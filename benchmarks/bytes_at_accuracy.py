@@ -35,7 +35,7 @@ from splitmesh.compress.report import Point
 from splitmesh.compress.work import Context, Samples, Work
 from splitmesh.kernel.tensors import header_to_message
 from splitmesh.model.calibration import PIXELS, Calibration
-from splitmesh.model.manifest import WHOLE, Manifest
+from splitmesh.model.manifest import WHOLE
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.tensor.framing import FrameHeader
 
@@ -92,14 +92,14 @@ def main() -> None:
     names = ["rendered"] if quick else ["rendered", *NETS]
     rows: list[dict[str, object]] = []
     verdicts: list[tuple[str, bool]] = []
-    tested, overhead = 0, 0
+    tested = 0
     with Progress() as progress:
         for name in names:
             if name != "rendered" and not available(name):
                 progress.console.print(f"{name}: skipped, its pictures are not here (SPLITMESH_DATA)")
                 continue
             trained = _rendered(quick) if name == "rendered" else net(name, progress=progress)
-            found, overhead = _of_net(name, trained, quick, progress)
+            found = _of_net(name, trained, quick, progress)
             rows += found
             tested += len(trained.splits["test"])
             verdicts += _verdicts(name, found)
@@ -110,26 +110,24 @@ def main() -> None:
             baseline="the smallest WebP upload of every picture, into the full model, within the same loss",
             goal=f"trained bottleneck {BOTTLENECK_GOAL:g}x below it; mesh 50x below it on joints, 10x on cells",
             measured="; ".join(text for text, _ in verdicts)
-            + f"; all figures are payloads: the message of a frame that crosses has {overhead} bytes more",
+            + f"; all figures are payloads: the message of a frame that crosses has {_header_bytes()} bytes more",
             met=all(met for _, met in verdicts) if verdicts else None,
             rows=rows,
         )
     )
 
 
-def _of_net(name: str, trained: Trained, quick: bool, progress: Progress) -> tuple[list[dict[str, object]], int]:
-    """The rows of one network, and the bytes of a frame's header."""
+def _of_net(name: str, trained: Trained, quick: bool, progress: Progress) -> list[dict[str, object]]:
+    """The rows of one network."""
     samples = _samples(trained)
     measured: dict[str, dict[str, list[Point]]] = {"val": {}, "test": {}}
     before: dict[str, float] = {}
-    overhead = 0
     wanted = [("closed-form", at) for at in CUTS[name]]
     if not quick:
         wanted += [("trained", at) for at in TRAINED_AT[name]]
     for number, (method, at) in enumerate(wanted):
         with _task(progress, f"{name}: {method} at {at}") as tell:
             work = _made(trained, samples, method, at, tell)
-            overhead = max(overhead, _header_bytes(work.manifest))
             for split in ("val", "test"):
                 found = _measured(trained, work, samples, split, tell, uploads=number == 0)
                 if found.accuracy_before is None:
@@ -156,7 +154,7 @@ def _of_net(name: str, trained: Trained, quick: bool, progress: Progress) -> tup
             }
             if candidates["val"]:
                 rows.append(_row(name, family.name + suffix, candidates, before, trained))
-    return rows, overhead
+    return rows
 
 
 def _family_name(point: Point, method: str) -> str:
@@ -264,12 +262,9 @@ def _measured(
     )
 
 
-def _header_bytes(manifest: Manifest) -> int:
-    """Of a frame's message, beside its payload; gRPC and TCP add theirs."""
-    if manifest.split is None:
-        raise AssertionError("a bottleneck makes a split")
-    specs = tuple(replace(info.spec(), shape=(1, *info.shape[1:])) for info in manifest.split.wire)
-    header = header_to_message(FrameHeader(specs, "range", PAYLOAD, 0, 1))
+def _header_bytes() -> int:
+    """Of a frame's message, beside its payload; gRPC and TCP add theirs. Names and shapes stay out: the version states them."""
+    header = header_to_message(FrameHeader((), "range", PAYLOAD, 0, 1))
     payload = bytes(PAYLOAD)
     frame = SegmentFrame(frame_id=1000, header=header, payload=payload, trace_context=TRACE_CONTEXT, deadline_ms=1000)
     return RunRequest(frame=frame).ByteSize() - PAYLOAD
