@@ -200,7 +200,9 @@ async def test_frames_to_a_tail_that_falls_silent_are_answered_by_another_long_b
     await tails.frames(120)  # what the budget of second copies is made of
     begun = asyncio.get_running_loop().time()
     tails.relays["three"].down(refuse_new=False)
-    await tails.frames(40)
+    for _ in range(60):  # so many at once that each of them gets some
+        tails.send()
+    await tails.settled()
     assert asyncio.get_running_loop().time() - begun < DEADLINE_S
     assert not tails.failed
     assert tails.uplink("three").hedged >= 1

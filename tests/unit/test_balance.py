@@ -144,6 +144,18 @@ def test_a_new_tail_gets_one_frame_to_begin_with_and_more_when_it_has_answered()
     assert 0 in three.chosen()
 
 
+def test_what_the_first_answers_pay_for_warming_up_is_not_held_against_a_tail() -> None:
+    here = known(2, took_ms=2.0)
+    cold = Standing()
+    here.tails.append(cold)
+    here.answer(cold, 200.0)
+    assert here.chosen().get(2, 0) > 150  # drawn two times of three, and then the one that is asked
+    here.answer(cold, 2.0, times=FEWEST - 1)
+    assert cold.score(here.now_ms) == pytest.approx(2.0)
+    here.answer(cold, 200.0)
+    assert here.chosen().get(2, 0) == 0
+
+
 def test_a_tail_that_was_slow_is_asked_again_some_day() -> None:
     two = known(2, eject_factor=0.0)
     two.answer(two.tails[0], 150.0, times=RECENT)

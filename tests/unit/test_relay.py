@@ -141,6 +141,24 @@ async def test_a_round_trip_takes_the_profiles_time(connect: Connect) -> None:
     assert 0.055 <= statistics.median(later) < 0.2
 
 
+async def test_small_pieces_in_a_row_do_not_wait_for_each_others_acknowledgement(connect: Connect) -> None:
+    async def in_pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while byte := await reader.read(1):
+            for _ in range(3):
+                writer.write(byte)
+                await asyncio.sleep(0.001)
+
+    async with serving(in_pieces) as target, LinkRelay(target, link()) as relay:
+        reader, writer = await connect(relay)
+
+        async def ask() -> None:
+            writer.write(b"?")
+            await reader.readexactly(3)
+
+        took = [await seconds(ask()) for _ in range(30)]
+    assert statistics.median(took) < 0.03
+
+
 async def test_jitter_never_reorders_bytes(connect: Connect) -> None:
     payload = random.Random(2).randbytes(600_000)
     async with serving(echo) as target, LinkRelay(target, link(200.0, 200.0, 20.0, 10.0), seed=3) as relay:

@@ -28,7 +28,8 @@ IDLE_MS = 6000.0
 RECENT = 9
 """Latencies whose median says how fast a tail is; a single late frame ejects nobody."""
 FEWEST = 3
-"""Latencies that are enough for that, and failures in a row that eject (Envoy waits for five)."""
+"""Latencies that are enough for that, and failures in a row that eject (Envoy waits for five). Until it has given so many, a
+tail gets one frame at a time before any other does, and the least counts: the first answers also pay for what they warm up."""
 SLOWER_MS = 25.0
 """A tail is no outlier by less than this: batches, and pauses of a busy host, are of this size."""
 SHARE_MS = 10_000.0
@@ -44,7 +45,7 @@ WELL_MS = 10_000.0
 PROBES = 3
 """Frames that have to go well before a tail that was ejected counts as the others do."""
 UNKNOWN = 1e12
-"""Score of a tail that has been sent its first frame and has not answered: the first one is a probe."""
+"""Score of a tail that has not given that many, while it has a frame."""
 
 
 class Conduct(Enum):
@@ -204,7 +205,7 @@ class Standing:
 
     def score(self, now_ms: float) -> float:
         """What one more frame would take; less is better."""
-        if self._peak_ms is None:
+        if len(self._recent) < FEWEST:
             return UNKNOWN + self.in_flight if self._out else 0.0
         return self.latency_ms(now_ms) * (self.in_flight + 1) + self.backlog_ms(now_ms)
 
@@ -250,7 +251,9 @@ class Standing:
     def _saw(self, took_ms: float, together: int, now_ms: float) -> None:
         self._recent.append(took_ms)
         self._paces.append(took_ms / together)
-        if self._peak_ms is None or took_ms > self._peak_ms:
+        if len(self._recent) <= FEWEST:
+            self._peak_ms = min(self._recent)
+        elif self._peak_ms is None or took_ms > self._peak_ms:
             self._peak_ms = took_ms
         else:
             kept = math.exp((self._peak_at - now_ms) / PEAK_MS)

@@ -175,6 +175,7 @@ class LinkRelay:
             connection.writers.append(far_writer)
             for each in connection.writers:
                 _keep_small(each)
+                _hand_on_at_once(each)
             up, down = connection.flights
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._fill(self._up_way, up, reader))
@@ -254,6 +255,11 @@ class _Connection:
 def _keep_small(writer: asyncio.StreamWriter) -> None:
     writer.transport.set_write_buffer_limits(0)  # drain() then waits for the last byte
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+
+
+def _hand_on_at_once(writer: asyncio.StreamWriter) -> None:
+    # asyncio leaves out sockets made without a protocol number; small pieces then wait 40 ms for the other's acknowledgement.
+    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
