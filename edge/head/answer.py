@@ -88,6 +88,21 @@ class Answerer:
         Raises MeshError for a bad frame, QUEUE_FULL when too many are in progress, DEADLINE_EXPIRED, and, for a version
         without an exit, what kept the tail from answering.
         """
+        try:
+            return await self._traced(request)
+        except asyncio.CancelledError:
+            self.refused(request.model, Reason.CANCELLED)
+            raise
+        except Exception as error:
+            self.refused(request.model, error.reason if isinstance(error, MeshError) else Reason.INTERNAL)
+            raise
+
+    def refused(self, model: str, reason: Reason) -> None:
+        """Count a frame that got no answer, at the version that would have given it."""
+        with suppress(MeshError):  # nobody's, where the model is not here
+            self._outcomes.refused(self._models.ways(model).current.info, reason)
+
+    async def _traced(self, request: FrameRequest) -> FrameAnswer:
         arrived_ns = time.time_ns() - round(request.waited_ms * 1e6)
         attributes: dict[Attr, AttrValue] = {
             Attr.CAMERA_ID: request.camera_id[:128],
@@ -106,18 +121,9 @@ class Answerer:
                 with ways.current.use() as active:
                     span.set_attribute(Attr.MODEL, active.info.model)
                     span.set_attribute(Attr.VERSION, active.info.version)
-                    try:
-                        return await self._answer(request, ways, active, span, arrived_ns)
-                    except MeshError as error:
-                        self._outcomes.refused(active.info, error.reason)
-                        raise
+                    return await self._answer(request, ways, active, span, arrived_ns)
             finally:
                 self._in_progress -= 1
-
-    def refused(self, model: str, reason: Reason) -> None:
-        """Count a frame that was refused before it came here, or given up, at the version that would have answered it."""
-        with suppress(MeshError):  # nobody's, where the model is not here
-            self._outcomes.refused(self._models.ways(model).current.info, reason)
 
     async def _answer(
         self, request: FrameRequest, ways: Ways, active: ActiveModel, span: OtelSpan, arrived_ns: int

@@ -217,7 +217,7 @@ class ModelFollower:
         return fresh
 
     def _threads(self) -> int:
-        """Threads inside an operator of the next head; 0: to be measured, which is not done beside frames."""
+        """Threads inside an operator of the next head; 0: to be measured, which is not done beside this model's frames."""
         if self._settings.segment_threads or self.ways is None:
             return self._settings.segment_threads
         return self.ways.current.threads

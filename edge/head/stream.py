@@ -26,7 +26,7 @@ Requests = AsyncIterable[Lifted[pb.StreamInferRequest]]
 Response = pb.StreamInferResponse | Lifted[pb.StreamInferResponse]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Asked:
     """A frame as it came."""
 
@@ -34,6 +34,8 @@ class _Asked:
     blobs: Sequence[Buffer]
     arrived: float
     """On the loop's clock."""
+    known: bool = False
+    """The answerer has it, and counts it whatever becomes of it."""
 
 
 class FrameStreams:
@@ -96,16 +98,17 @@ class FrameStreams:
     async def _answer(self, asked: _Asked) -> Response:
         request = asked.request
         waited_ms = (asyncio.get_running_loop().time() - asked.arrived) * 1000
+        frame = frame_from_message(request, asked.blobs, waited_ms=waited_ms)
+        asked.known = True
         try:
-            answer = await self._answerer.answer(frame_from_message(request, asked.blobs, waited_ms=waited_ms))
+            answer = await self._answerer.answer(frame)
         except MeshError as error:
-            # The answerer has counted it.
             return _error(request.frame_id, error)
         return answer_to_stream_message(answer, request.max_labels)
 
     def _refuse(self, asked: _Asked, error: MeshError) -> Response:
-        """A frame that never came to the answerer, or was given up on its way."""
-        self._answerer.refused(asked.request.model, error.reason)
+        if not asked.known:
+            self._answerer.refused(asked.request.model, error.reason)
         return _error(asked.request.frame_id, error)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edge.head import follow, load
+from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.client import Answer, AnsweredBy, MeshError, Reason
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import RegistryClient, VersionInfo
@@ -145,6 +146,24 @@ async def test_a_deadline_that_the_head_itself_misses_is_an_error_and_is_counted
     )
     assert {one.reason for one in results if isinstance(one, MeshError)} == {Reason.DEADLINE_EXPIRED}
     await outcomes(whole_edge, "refused", sum(isinstance(one, MeshError) for one in results))
+
+
+async def test_frames_whose_client_left_are_counted(edge: World) -> None:
+    await edge.start("tail")
+    await edge.start("head", credit=3, live_frames=1)
+    await edge.ready_mesh()
+    with held_compute():
+        async with infer_stream(edge.addresses["head"]) as raw:
+            await raw.write(pb.StreamInferRequest(options=pb.StreamOptions(drop=pb.DROP_POLICY_OLDEST)))
+            for frame_id in range(2):
+                await raw.write(image_frame(picture(HARD), frame_id, deadline_ms=5000))
+            await asyncio.sleep(0.5)  # one is with the tail, one waits for its turn
+        caller = asyncio.create_task((await edge.mesh()).infer(picture(HARD), deadline_ms=5000))
+        await asyncio.sleep(0.5)
+        caller.cancel()
+        await outcomes(edge, "refused", 3)
+    (node,) = await edge.routing.get_outcomes(MODEL, 1)
+    assert node.outcomes.refused == {Reason.CANCELLED.value: 3}
 
 
 async def test_every_decided_frame_is_counted_at_the_router(whole_edge: World) -> None:

@@ -251,8 +251,10 @@ async def test_the_health_check_of_a_container_asks_every_process(
         port = nobody.getsockname()[1]
     monkeypatch.setenv("SPLITMESH_PORT", str(port))
     monkeypatch.setenv("SPLITMESH_PROCESSES", "2")
-    assert await asyncio.to_thread(probe, []) == 1
-    assert [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()] == [
-        f"127.0.0.1:{port}",
-        f"127.0.0.1:{port + 1}",
-    ]
+    for arguments, first in ([], port), (["--shared"], port + 1):
+        assert await asyncio.to_thread(probe, arguments) == 1
+        asked = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+        assert asked == [f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"]
+    monkeypatch.setenv("SPLITMESH_PROCESSES", "1")
+    assert await asyncio.to_thread(probe, ["--shared"]) == 1
+    assert capsys.readouterr().out.startswith(f"127.0.0.1:{port} ")

@@ -213,6 +213,26 @@ async def test_a_cancelled_stream_cancels_its_answers() -> None:
     await drained(drain)
 
 
+async def test_frames_whose_reader_has_left_are_refused_once_each_begun_or_not() -> None:
+    refused: list[tuple[int, Reason]] = []
+
+    async def wait(item: int) -> str:
+        if item == 1:
+            return "answer"
+        await asyncio.Event().wait()
+        return ""
+
+    def refuse(item: int, error: MeshError) -> str:
+        refused.append((item, error.reason))
+        return ""
+
+    left = FrameStream(wait, refuse, frame_id=lambda item: item, credit=4, drain=Drain(), concurrency=2)
+    responses = left.serve(items(1, 2, 3, 4))
+    assert await asyncio.wait_for(anext(responses), WAIT_S) == "answer"
+    await responses.aclose()
+    assert sorted(refused) == [(item, Reason.CANCELLED) for item in (2, 3, 4)]
+
+
 async def test_a_drain_waits_no_longer_than_told() -> None:
     drain = Drain()
     drain.enter()

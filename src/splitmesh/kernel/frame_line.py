@@ -56,6 +56,10 @@ class FrameLine(Generic[Item, Response]):
         """The frame with this number; None when its response was taken, or it was turned away or never came."""
         return self._unanswered.get(frame_id)
 
+    def unanswered(self) -> list[Item]:
+        """Frames without a response."""
+        return [place.item for place in self._unanswered.values() if place.item is not None]
+
     def enter(self, frame_id: int, item: Item) -> Place[Item, Response]:
         """A frame comes; its number must be free."""
         place = self._stand(frame_id, item)

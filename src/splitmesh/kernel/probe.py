@@ -45,21 +45,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=own,
         help=f"of the server; 127.0.0.1 at ${PORT_VARIABLE} and the ports after it of ${PROCESSES_VARIABLE}, where set",
     )
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help=f"several processes share ${PORT_VARIABLE}: ask each at its own port after it",
+    )
     parser.add_argument("--service", default="", help="full gRPC service name; without it the process as a whole")
     parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="S", help="seconds to wait for an answer")
     chosen = parser.parse_args(argv)
     answers = []
-    for address in [chosen.address] if chosen.address != own else _every_process(own_port):
+    for address in [chosen.address] if chosen.address != own else _every_process(own_port, shared=chosen.shared):
         serving, status = check(address, chosen.service, chosen.deadline)
         print(f"{address} {chosen.service or '(process)'}: {status}")
         answers.append(serving)
     return 0 if all(answers) else 1
 
 
-def _every_process(first_port: str) -> list[str]:
+def _every_process(port: str, *, shared: bool) -> list[str]:
     """Addresses of a service that runs in several processes, at consecutive ports."""
     processes = int(os.environ.get(PROCESSES_VARIABLE) or 1)
-    return [f"127.0.0.1:{port}" for port in range(int(first_port), int(first_port) + processes)]
+    first = int(port) + (1 if shared and processes > 1 else 0)
+    return [f"127.0.0.1:{own}" for own in range(first, first + processes)]
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ class FrameStream(Generic[Item, Response]):
         concurrency: int | None = None,
         draining: Response | None = None,
     ) -> None:
-        """``draining`` is sent once when a drain begins; for the others see :meth:`arrange`."""
+        """``refuse`` is asked once for each frame that ``answer`` gives no response to, also when the client has left and
+        nobody takes the refusal; ``draining`` is sent once when a drain begins; for the others see :meth:`arrange`."""
         self._answer = answer
         self._refuse = refuse
         self._frame_id = frame_id
@@ -135,6 +136,8 @@ class FrameStream(Generic[Item, Response]):
             self._drain.leave(self._begin_drain)
             for task in [reading, *self._tasks]:
                 task.cancel()
+            for item in self._line.unanswered():
+                self._refuse(item, MeshError(Reason.CANCELLED, "the client has left"))
             # A second cancellation may come here (grpc's own, at a broken connection): nothing may depend on what follows.
             await asyncio.gather(reading, *self._tasks, return_exceptions=True)
         if self._drain.begun.is_set():
