@@ -22,11 +22,12 @@ from PIL import Image
 
 from benchmarks.harness import CUT, Result, arguments, publish
 from edge.head.active import ActiveModel, warm_up
+from edge.head.config import HeadSettings
 from edge.head.frame import FrameRequest, Picture
 from edge.head.line import Line
 from edge.head.perceive import perceive
 from edge.head.together import Together
-from edge.head.tune import cores, measure_batches
+from edge.head.tune import measure_batches
 from examples.solder_joints.demo import SHIPPED_MODEL
 from examples.solder_joints.render import dataset
 from splitmesh.client.registry import VersionInfo
@@ -130,7 +131,7 @@ def _publish_together(manifest: Manifest, head: bytes, repeats: int) -> None:
     single = open_session(head)
     batching = measure_batches(single, warm_up(single))
     most = max(2, batching.most)
-    together = Together(open_session(head), max_batch=most, at_once=cores())
+    together = Together(open_session(head), max_batch=most, at_once=HeadSettings().usable_cores())
     info = VersionInfo("bench", 1, 0, {}, "push", "", (), datetime.now(UTC))
     ways = {
         "singly": ActiveModel(info, manifest, single, None),
@@ -161,7 +162,7 @@ def _publish_together(manifest: Manifest, head: bytes, repeats: int) -> None:
 
 async def _at_once(active: ActiveModel, data: bytes, frames: int) -> tuple[float, float]:
     """Frames per second and the process's milliseconds per frame, with so many frames in the head at any time."""
-    line, left = Line(cores()), iter(range(frames))
+    line, left = Line(HeadSettings().usable_cores()), iter(range(frames))
     job = partial(
         perceive, active, FrameRequest(Picture(data)), max_pixels=1 << 24, limits=TensorLimits(), codec="zstd"
     )

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from cloud.tail.config import TailSettings
 from cloud.tail.warm import open_warm
@@ -89,6 +90,8 @@ class Segments:
             max_bytes=settings.max_queue_bytes,
         )
         self._loaded: dict[Key, Loaded] = {}
+        self._loading: dict[Key, asyncio.Task[Loaded]] = {}
+        """Nobody who waits for one takes it along when leaving: a session that is being opened cannot be stopped."""
         self._stopping = set[asyncio.Task[None]]()
         self._lock = asyncio.Lock()
 
@@ -97,6 +100,9 @@ class Segments:
 
     async def stop(self) -> None:
         """Unload everything."""
+        for task in self._loading.values():
+            task.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
         await self._let_go(list(self._loaded))
         await asyncio.gather(*self._stopping)
         await self._slots.stop()
@@ -118,11 +124,8 @@ class Segments:
         too long or the node lacks a next one, and what the registry raises.
         """
         key = (model, version, segment)
-        loaded = self._loaded.pop(key, None)
-        if loaded is None:
-            # One load at a time: two at once would only fight for the same cores and memory.
-            async with self._lock:
-                loaded = self._loaded.pop(key, None) or await self._load(*key)
+        while (loaded := self._loaded.pop(key, None)) is None:
+            await self._wait_loaded(key)
         self._loaded[key] = loaded  # newest last
         loaded.streams += 1
         try:
@@ -138,7 +141,33 @@ class Segments:
         await self._let_go(keys)
         return bool(keys)
 
+    async def _wait_loaded(self, key: Key) -> None:
+        """Until the segment is in memory, as long as one waits for a load; it goes on when that was not enough."""
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.create_task(self._load(*key))
+            task.add_done_callback(partial(self._arrived, key))
+        try:
+            async with asyncio.timeout(self._settings.load_deadline_s):
+                await asyncio.shield(task)
+        except TimeoutError as error:
+            raise self._too_slow(*key[:2]) from error
+
+    def _arrived(self, key: Key, task: asyncio.Task[Loaded]) -> None:
+        del self._loading[key]
+        if not task.cancelled() and task.exception() is None:
+            self._loaded[key] = task.result()
+
+    def _too_slow(self, model: str, version: int) -> MeshError:
+        seconds = self._settings.load_deadline_s
+        return MeshError(Reason.NOT_READY, f"{model} version {version} was not loaded in {seconds} s")
+
     async def _load(self, model: str, version: int, segment: int) -> Loaded:
+        # One load at a time: two at once would only fight for the same cores and memory.
+        async with self._lock:
+            return await self._open(model, version, segment)
+
+    async def _open(self, model: str, version: int, segment: int) -> Loaded:
         try:
             async with asyncio.timeout(self._settings.load_deadline_s):
                 info = await self._cache.version(model, version)
@@ -147,11 +176,9 @@ class Segments:
                 codecs = await self._codecs(info, place.hop)
                 # Only now: nothing makes way for what does not exist or cannot be fetched.
                 await self._make_room()
-                warm = await asyncio.to_thread(open_warm, content, self._settings)
         except TimeoutError as error:
-            raise MeshError(
-                Reason.NOT_READY, f"{model} version {version} was not loaded in {self._settings.load_deadline_s} s"
-            ) from error
+            raise self._too_slow(model, version) from error
+        warm = await asyncio.to_thread(open_warm, content, self._settings)
         live = LiveTimings()
         batcher = Batcher(
             warm.session.run,

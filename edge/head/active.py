@@ -61,6 +61,11 @@ class ActiveModel:
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def steady(self) -> bool:
+        """Every frame of tensors takes about as long: sizes are fixed, and there is no exit at which some stop."""
+        return self.idle_ms is not None and not self.manifest.exits()
+
+    @property
     def rate(self) -> int | None:
         """At which what crosses is coded now; None for a version without rates."""
         return None if self.rates is None else self.rates.rate

@@ -162,7 +162,7 @@ class Answerer:
         await self._decide(frame, seen, answer)
         crossing_bytes = 0 if seen.packed is None else len(seen.packed.payload)
         ways.saw_end(active, uplink_bytes=crossing_bytes, tail_ms=answer.times.tail_ms)
-        if (other := ways.shadow_due()) is not None:
+        if not self._shadows and (other := ways.shadow_due()) is not None:
             task = asyncio.create_task(self._shadow(request, other))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
@@ -197,7 +197,7 @@ class Answerer:
             took=active.took,
             priority=urgent,
             company=active.company,
-            steady=isinstance(request.content, Tensors),  # a picture's time to decode varies
+            steady=active.steady and isinstance(request.content, Tensors),  # a picture's time to decode varies
         )
 
     async def _shadow(self, request: FrameRequest, other: ActiveModel) -> None:
@@ -205,11 +205,12 @@ class Answerer:
         with other.use():
             expires = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
             try:
-                seen = await self._perceive(other, request, expires, escalate=True, priority=BEHIND_ALL)
+                async with asyncio.timeout_at(expires):
+                    seen = await self._perceive(other, request, expires, escalate=True, priority=BEHIND_ALL)
                 if seen.packed is not None and other.link is not None:
                     await other.link.run(seen.packed, trace_context=b"", deadline_s=SHADOW_DEADLINE_S)
-            except MeshError as error:
-                log.debug("a shadow frame got no answer: %s", error)
+            except (MeshError, TimeoutError) as error:
+                log.debug("a shadow frame got no answer: %r", error)
 
     async def _decide(self, frame: _Frame, seen: Perceived, answer: FrameAnswer) -> None:
         """Fill in the answer: from the whole model, the exit, the tail, or the exit as fallback."""

@@ -63,6 +63,9 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
     """Frames in progress over all streams and calls; one more is refused with QUEUE_FULL."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Frames decoded and computed at the same time, one thread each."""
+    cores: int = Field(default=0, ge=0, le=4096)
+    """Processor cores for which the threads inside an operator are chosen, those of all workers together; 0: all that this
+    process may use."""
     segment_threads: int = Field(default=0, ge=0, le=256)
     """Threads inside one operator of the head; 0: what gives most frames per second on this host while one frame's head takes
     at most a quarter of `default_deadline_ms`, measured when the first version is loaded."""
@@ -116,12 +119,21 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
 
     def replica(self, number: int) -> dict[str, object]:
         """As :meth:`ReplicaSettings.replica`: cores, places and disk are shared out."""
+        places = max(1, self.max_frames // self.processes)
         return super().replica(number) | {
             "data_dir": self.data_dir / f"replica-{number}",
             "workers": max(1, self.workers // self.processes),
-            "max_frames": max(1, self.max_frames // self.processes),
+            "cores": max(1, self.usable_cores() // self.processes),
+            "segment_threads": self.segment_threads and max(1, self.segment_threads // self.processes),
+            "max_frames": places,
+            "credit": min(self.credit, places),
             "max_cache_bytes": max(1, self.max_cache_bytes // self.processes),
         }
+
+    def usable_cores(self) -> int:
+        """`cores`, or those that this process may use."""
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.cores or own
 
     def priority_of(self, model: str) -> int:
         """0 to 9."""

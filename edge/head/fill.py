@@ -46,8 +46,8 @@ def fill(answer: FrameAnswer, active: ActiveModel, outputs: dict[str, Array], *,
     if missing := set(names) - outputs.keys():
         raise MeshError(Reason.PROTOCOL_VIOLATION, f"the answer lacks the outputs {sorted(missing)}")
     classifier = manifest.task != "raw"
+    answer.row = _row(outputs[manifest.class_output]) if classifier and classes else None  # first: it may be none
     answer.outputs = {name: outputs[name] for name in names}
-    answer.row = _row(outputs[manifest.class_output]) if classifier and classes else None
     if classifier and active.scores is None:
         active.scores = score_form(outputs[manifest.class_output])
 

@@ -16,7 +16,7 @@ from edge.head.config import HeadSettings
 from edge.head.line import MOST_COMPANY
 from edge.head.staged import StagedHead
 from edge.head.together import Together
-from edge.head.tune import Batching, cores, describe, measure_batches, open_tuned
+from edge.head.tune import Batching, describe, measure_batches, open_tuned
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import VersionInfo
 from splitmesh.model.manifest import Manifest
@@ -68,7 +68,9 @@ def _open(
         session = open_with(threads)
     else:
         latency_ms = LATENCY_SHARE * settings.default_deadline_ms
-        session, threads, measured = open_tuned(open_with, workers=settings.workers, latency_ms=latency_ms)
+        session, threads, measured = open_tuned(
+            open_with, workers=settings.workers, latency_ms=latency_ms, cores=settings.usable_cores()
+        )
     try:
         idle_ms = warm_up(session)
         # A head in pieces stops at the first exit that is sure: its frames part, and a batch would have to wait for all.
@@ -84,7 +86,9 @@ def _open(
     live = LiveTimings()
     if batching.most > 1:
         # Beside a processor one batch at a time: its own threads are the other ones' places.
-        at_once = max(1, min(settings.workers, cores() // threads)) if session.providers[0] == CPU else 1
+        at_once = (
+            max(1, min(settings.workers, settings.usable_cores() // threads)) if session.providers[0] == CPU else 1
+        )
         session = Together(session, max_batch=batching.most, at_once=at_once, on_run=live.record)
     return OpenedHead(session, threads, batching.most, idle_ms, live)
 

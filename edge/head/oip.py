@@ -18,6 +18,7 @@ from edge.head.config import HeadSettings
 from edge.head.follow import Models
 from edge.head.frame import FrameAnswer, FrameRequest, Picture, StageTimes, Tensors
 from edge.head.scores import ScoreForms, as_output
+from edge.head.ways import Ways
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.oip.backend import Batch, Inferred, Listed, Served, Spent, VersionMovedError
 from splitmesh.oip.describe import takes_batches
@@ -38,8 +39,8 @@ class HeadBackend:
         self._answerer = answerer
         self._settings = settings
         self._forms = ScoreForms(settings.data_dir / "scores")
-        self._told: dict[str, tuple[ActiveModel, Served]] = {}
-        """What was said last of each model, and of which version it was true."""
+        self._told: dict[str, tuple[Ways, Served]] = {}
+        """What was said last of each model, and of which version, in all its ways, it was true."""
 
     async def ready(self) -> bool:
         """Whether a version of every model is loaded."""
@@ -58,8 +59,8 @@ class HeadBackend:
         if active.manifest.exit is not None:
             await self._forms.share(ways.all)
         told = self._told.get(info.model)
-        if told is None or told[0] is not active:
-            told = self._told[info.model] = (active, self._about(active))
+        if told is None or told[0] is not ways:
+            told = self._told[info.model] = (ways, self._about(active))
         return told[1]
 
     def _about(self, active: ActiveModel) -> Served:
@@ -68,7 +69,7 @@ class HeadBackend:
             model=info.model,
             version=info.version,
             manifest=active.manifest,
-            max_batch=settings.oip_max_batch if takes_batches(active.manifest) else 0,
+            max_batch=min(settings.oip_max_batch, settings.max_frames) if takes_batches(active.manifest) else 0,
             backend=active.session.providers[0],
             max_queue=settings.max_frames,
             max_delay_us=0,
@@ -82,7 +83,7 @@ class HeadBackend:
         since ``served`` was told: outputs, labels and the version in the answer would not be those of one version."""
         frames = [self._frame(served, call, sample) for sample in range(call.samples)]
         answers = await all_or_none([self._answerer.answer(frame) for frame in frames])
-        if any(answer.active.info.version != served.version for answer in answers):
+        if any(answer.active.info.version not in self._versions(served) for answer in answers):
             raise VersionMovedError(
                 Reason.NOT_READY,
                 f"{served.model!r} moved on from version {served.version} meanwhile",
@@ -96,6 +97,13 @@ class HeadBackend:
             spent=_spent(answers),
             batches=[Batch(next(_COMPUTATIONS), 1, _ns(answer.times.head_ms)) for answer in answers],
         )
+
+    def _versions(self, served: Served) -> set[int]:
+        """Of all the ways that a version is answered in: they differ in what crosses, and give the same outputs."""
+        told = self._told.get(served.model)
+        if told is None or told[1] is not served:
+            return {served.version}
+        return {way.info.version for way in told[0].all}
 
     async def index(self) -> Sequence[Listed]:
         """The models of the head's settings."""

@@ -2,7 +2,8 @@
 
 The thread that finds a free place computes for itself and for all that wait by then, and hands its place on to the next in
 line. So nobody waits for company, and a frame that comes alone costs what it cost. A batch that fails is computed frame by
-frame, so that one poisonous frame fails alone. Knows arrays, nothing of frames, deadlines or exits.
+frame, so that one poisonous frame fails alone, unless it was stopped for taking too long. Knows arrays, nothing of frames,
+deadlines or exits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.batch_job import joined, rows_of, shapes_of
 from splitmesh.runtime import Session
 from splitmesh.tensor.spec import Array, TensorSpec
@@ -126,8 +128,10 @@ class Together:
         try:
             answers = self._run(company)
         except BaseException as error:  # of any kind: who is woken without an answer would take itself for a leader
-            if len(company) == 1:
-                company[0].answer = error
+            late = isinstance(error, MeshError) and error.reason is Reason.DEADLINE_EXPIRED
+            if len(company) == 1 or late:  # what was stopped for taking too long is not begun again
+                for caller in company:
+                    caller.answer = error
                 return
             for caller in company:
                 self._compute([caller])

@@ -8,7 +8,6 @@ frame than singles, and give the same answers. Knows sessions, nothing of versio
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -44,7 +43,8 @@ TOLERANCE = 1e-3
 """Of an output's largest magnitude; batches whose answers differ by more are not used."""
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Heads measured side by side would measure each other."""
+"""Heads of one process measured side by side would measure each other. Those of several processes are, each on its share of the
+cores, as they will run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,6 @@ class Batching:
     """1: none are."""
     per_frame_ms: Mapping[int, float]
     """What was measured, by size."""
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_counts(most: int) -> list[int]:
@@ -89,7 +84,7 @@ def choose_threads(run_ms: Mapping[int, float], *, cores: int, workers: int, lat
 
 
 def open_tuned(
-    open_with: Open, *, workers: int, latency_ms: float, most: int | None = None, clock: Clock = time.perf_counter
+    open_with: Open, *, workers: int, latency_ms: float, cores: int, clock: Clock = time.perf_counter
 ) -> tuple[Session, int, dict[int, float]]:
     """The head opened with the threads that suit it; the threads; and what was measured, milliseconds by threads.
 
@@ -99,14 +94,13 @@ def open_tuned(
     """
     opened: dict[int, Session] = {}
     run_ms: dict[int, float] = {}
-    host = most or cores()
     with _ONE_AT_A_TIME:
         try:
             begun = clock()
-            for count in thread_counts(host):
+            for count in thread_counts(cores):
                 in_time = clock() - begun <= THREADS_BUDGET_S
                 # A slow head needs the threads most: the whole host is tried, whatever time is left.
-                if not in_time and (count < host or min(run_ms.values()) <= latency_ms):
+                if not in_time and (count < cores or min(run_ms.values()) <= latency_ms):
                     continue
                 opened[count] = open_with(count)
                 feed = _feed(opened[count], 1)
@@ -119,7 +113,7 @@ def open_tuned(
             for session in opened.values():
                 session.close()
             raise
-    chosen = choose_threads(run_ms, cores=host, workers=workers, latency_ms=latency_ms)
+    chosen = choose_threads(run_ms, cores=cores, workers=workers, latency_ms=latency_ms)
     for count, session in opened.items():
         if count != chosen:
             session.close()

@@ -14,7 +14,9 @@ import pytest
 from edge.head.config import HeadSettings
 from splitmesh.client import Mesh
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.server import HealthControl, make_server
 from splitmesh.kernel.supervisor import Supervisor
+from splitmesh.kernel.telemetry import Telemetry
 from splitmesh.testing.mesh import ProcessLauncher
 from tests.support.held_tail import described
 from tests.support.models import EASY, picture
@@ -89,3 +91,21 @@ def test_every_process_of_a_head_has_a_port_of_its_own_behind_the_shared_one(tmp
     assert [settings.replica(number)["port"] for number in (1, 2)] == [7011, 7012]
     assert [settings.replica(number)["workers"] for number in (1, 2)] == [2, 2]
     assert settings.replica(2)["data_dir"] == tmp_path / "replica-2"
+
+
+def test_what_a_host_has_is_shared_out_among_the_processes_of_a_head(tmp_path: Path) -> None:
+    settings = HeadSettings(processes=4, cores=8, segment_threads=6, max_frames=64, credit=32, data_dir=tmp_path)
+    own = settings.replica(1)
+    assert (own["cores"], own["segment_threads"], own["max_frames"], own["credit"]) == (2, 1, 16, 16)
+    assert HeadSettings(processes=4, data_dir=tmp_path).replica(1)["segment_threads"] == 0
+    HeadSettings(**own)
+
+
+async def test_a_port_of_its_own_is_never_shared_with_a_stranger(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as stranger:
+        port = stranger.getsockname()[1]
+        settings = HeadSettings(port=port, front_port=1, data_dir=tmp_path, host="127.0.0.1")
+        with pytest.raises(MeshError) as caught:
+            make_server(settings, [], Telemetry("head"), HealthControl())
+    assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
+    assert f":{port};" in caught.value.message

@@ -74,7 +74,15 @@ async def never(frame: pb.SegmentFrame) -> float:
 
 @pytest.mark.parametrize(
     "reason",
-    [Reason.QUEUE_FULL, Reason.NOT_READY, Reason.INTERNAL, Reason.SERVICE_UNAVAILABLE, Reason.CANCELLED],
+    [
+        Reason.QUEUE_FULL,
+        Reason.NOT_READY,
+        Reason.INTERNAL,
+        Reason.SERVICE_UNAVAILABLE,
+        Reason.CANCELLED,
+        Reason.MODEL_CORRUPT,
+        Reason.PROTOCOL_VIOLATION,
+    ],
     ids=str,
 )
 async def test_what_one_tail_cannot_do_another_does(reason: Reason) -> None:

@@ -146,6 +146,20 @@ async def test_a_call_goes_to_another_head_at_once(near: FakeHead, far: FakeHead
     assert (len(near.seen), len(far.seen)) == (1, 1)
 
 
+async def test_a_call_that_a_full_head_refuses_goes_to_the_other_at_once(near: FakeHead, far: FakeHead) -> None:
+    async def full(request: pb.InferRequest) -> pb.InferResponse:
+        raise MeshError(Reason.QUEUE_FULL, "full", retry_after_s=30.0)
+
+    async with Mesh(both(near, far), deadline_ms=10_000) as mesh:
+        await mesh.infer(b"somebody is known")
+        await until(lambda: far.asked > 1)
+        near.answer = full
+        assert (await mesh.infer(b"x")).label.name == "x"
+        with pytest.raises(MeshError) as caught:
+            await mesh.infer(b"x", retries=-1)
+    assert caught.value.reason is Reason.FIELD_INVALID
+
+
 async def test_one_head_is_waited_for_only_while_that_fits_the_deadline(near: FakeHead) -> None:
     async def full(request: pb.InferRequest) -> pb.InferResponse:
         raise MeshError(Reason.QUEUE_FULL, "full", retry_after_s=30.0)
@@ -181,6 +195,57 @@ def test_heads_are_listed_or_found_and_not_both() -> None:
     with pytest.raises(MeshError) as caught:
         Mesh(consul_address="nowhere")
     assert caught.value.fields[0][0] == "consul_address"
+
+
+async def test_the_only_head_that_is_left_is_used_in_the_place_of_one_that_is_gone(
+    near: FakeHead, far: FakeHead
+) -> None:
+    discovery = StaticDiscovery()
+    found = Heads(discovery, "head", max_frame_bytes=1 << 20)
+    first = await discovery.register(Instance("head", "a", near.address))
+    head = await found.pick(WAIT_S)
+    with found.use(head):
+        await far.stop()  # never well
+        await discovery.register(Instance("head", "b", far.address))
+        await first.deregister()
+        await until(lambda: head.gone)
+        rival = found.rival(head)
+        assert rival is not None
+        assert rival.address == far.address
+    await found.close()
+
+
+async def test_a_head_in_use_need_not_prove_itself_to_a_newcomer(near: FakeHead, far: FakeHead) -> None:
+    discovery = StaticDiscovery()
+    found = Heads(discovery, "head", max_frame_bytes=1 << 20)
+    await discovery.register(Instance("head", "far", far.address))
+    head = await found.pick(WAIT_S)
+    with found.use(head):
+        await discovery.register(Instance("head", "near", near.address))
+        await until(lambda: near.asked > 0)
+        await asyncio.sleep(FAR_S / 2)  # the nearer one has answered, this one not
+        assert found.rival(head) is None
+        await until(lambda: found.rival(head) is not None)
+    await found.close()
+
+
+async def test_a_discovery_that_fails_is_told_and_tried_again(near: FakeHead) -> None:
+    class Failing(StaticDiscovery):
+        broken = True
+
+        def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+            if self.broken:
+                raise MeshError(Reason.FIELD_INVALID, "as the test wants")
+            return super().watch(service)
+
+    discovery = Failing()
+    await discovery.register(Instance("head", "a", near.address))
+    found = Heads(discovery, "head", max_frame_bytes=1 << 20)
+    with pytest.raises(MeshError, match="as the test wants"):
+        await found.pick(WAIT_S)
+    discovery.broken = False
+    assert (await found.pick(WAIT_S)).address == near.address
+    await found.close()
 
 
 async def test_a_head_that_discovery_no_longer_knows_is_left(near: FakeHead, far: FakeHead) -> None:

@@ -95,6 +95,8 @@ async def test_frames_are_sent_by_one_task_and_read_by_another(mesh: Mesh) -> No
 async def test_a_stream_says_how_it_is_misused(mesh: Mesh) -> None:
     with pytest.raises(RuntimeError, match="async with"):
         await mesh.stream().send(b"x")
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(mesh.stream().run(frames(1)))
     async with mesh.stream() as stream:
         stream.end()
         with pytest.raises(RuntimeError, match="ended"):
@@ -217,6 +219,30 @@ async def test_a_cancelled_frame_is_given_up_at_the_head_too(head: FakeHead, mes
         assert [(one.frame_id, *reasons([one])) for one in (first, second)] == [(1, "CANCELLED"), (0, "CANCELLED")]
         assert stream.counts == StreamCounts(sent=2, cancelled=2)
     assert (head.cancelled, len(head.seen)) == ([0], 1)
+
+
+async def test_an_answer_that_cannot_be_read_fails_its_frame_and_no_other(head: FakeHead, mesh: Mesh) -> None:
+    async def from_the_future(request: pb.InferRequest) -> pb.InferResponse:
+        answer = answer_to(request)
+        if request.frame_id == 1:
+            answer.answered_by = 99  # type: ignore[assignment]
+        return answer
+
+    head.answer = from_the_future
+    async with asyncio.timeout(WAIT_S), mesh.stream() as stream:
+        outcomes = [outcome async for outcome in stream.run(frames(3))]
+    assert reasons(sorted(outcomes, key=lambda one: one.frame_id)) == ["", "PROTOCOL_VIOLATION", ""]
+    assert (head.streams, len(head.seen)) == (1, 3)
+
+
+async def test_a_cancelled_frame_that_nobody_answers_ends_as_cancelled(head: FakeHead) -> None:
+    head.answer, head.takes_cancels = never, False
+    async with asyncio.timeout(WAIT_S), Mesh(head.address) as mesh, mesh.stream(give_up_s=0.3) as stream:
+        frame_id = await stream.send(b"x")
+        await head.arrived.wait()
+        assert stream.cancel(frame_id)
+        assert reasons([await anext(stream)]) == ["CANCELLED"]
+        assert stream.counts == StreamCounts(sent=1, cancelled=1)
 
 
 async def test_a_cancelled_frame_is_not_sent_again_after_a_break(head: FakeHead, mesh: Mesh) -> None:

@@ -226,6 +226,22 @@ async def test_a_process_that_cannot_be_started_for_a_while_is_tried_again(
     assert caplog.text.count("cannot be started: no process is left") == 2
 
 
+async def test_a_process_that_never_gets_ready_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "START_S", 0.2)
+    settings = ReplicaSettings(processes=2, drain_s=0, ready_file=tmp_path / "ready")
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    running = Supervisor("hangs", hangs, settings).run(asyncio.Event())
+    assert await asyncio.wait_for(running, WAIT_S) == 1
+    assert "was not running after" in caplog.text
+
+
+@pytest.mark.parametrize(("ends", "pause_s"), [(1, 0.2), (3, 0.8), (9, 30.0), (5000, 30.0)])
+def test_the_pause_grows_to_the_longest_and_stays_there(ends: int, pause_s: float) -> None:
+    assert supervisor.pause_after(ends) == pytest.approx(pause_s)
+
+
 def test_what_a_host_has_is_shared_out(tmp_path: Path) -> None:
     whole = TailSettings(
         processes=3, port=7020, compute_threads=8, compute_slots=2, data_dir=tmp_path, node="n", max_cache_bytes=900

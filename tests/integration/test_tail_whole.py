@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloud.tail import segments as segments_module
 from cloud.tail.config import TailSettings
 from cloud.tail.feeds import stated
 from cloud.tail.segments import WHOLE, Loaded, Segments
+from cloud.tail.warm import Warm, open_warm
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import VersionInfo
 from splitmesh.errors import MeshError, Reason
@@ -32,8 +35,8 @@ async def cloud(tmp_path: Path, registered: Path) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def segments_of(cloud: World) -> AsyncIterator[Segments]:
-    settings = TailSettings(data_dir=cloud.folder / "mine", max_loaded_segments=2)
+async def segments_of(cloud: World, **settings_: float) -> AsyncIterator[Segments]:
+    settings = TailSettings(data_dir=cloud.folder / "mine", max_loaded_segments=2, **settings_)
     made = Segments(ModelCache(settings.data_dir, cloud.registry), settings)
     await made.start()
     try:
@@ -68,6 +71,29 @@ async def test_the_whole_and_the_tail_of_a_version_are_loaded_side_by_side_each_
             f"segment 1 of {MODEL} version 1",
             f"the whole of {MODEL} version 1",
         ]
+
+
+async def test_a_load_that_takes_longer_than_one_waits_goes_on_and_whoever_asks_next_joins_it(
+    cloud: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, go_on = list[bytes](), threading.Event()
+
+    def slowly(content: bytes, settings: TailSettings) -> Warm:
+        opened.append(content)
+        assert go_on.wait(20)
+        return open_warm(content, settings)
+
+    monkeypatch.setattr(segments_module, "open_warm", slowly)
+    async with segments_of(cloud, load_deadline_s=0.5) as segments:
+        for _ in range(2):
+            with pytest.raises(MeshError) as caught:
+                async with segments.use(MODEL, 1, WHOLE):
+                    pass
+            assert caught.value.reason is Reason.NOT_READY
+        go_on.set()
+        async with segments.use(MODEL, 1, WHOLE) as whole:
+            assert whole.whole
+        assert len(opened) == 1
 
 
 async def test_a_version_without_its_whole_model_says_so(cloud: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,10 +222,33 @@ def test_a_tail_that_fails_many_of_its_frames_is_ejected_and_not_when_all_do() -
     assert two.judge() == []
 
 
-def test_faulty_frames_and_deadlines_nobody_could_keep_are_not_the_tails_failure() -> None:
+def test_a_tail_that_finds_fault_with_every_frame_is_ejected_unless_the_others_do_too() -> None:
     two = known(2)
     for _ in range(20):
         two.tails[0].faulted(two.send(two.tails[0]), 0.0, two.now_ms)
+    (why,) = two.judge()
+    assert "failed" in why
+    two = known(2)
+    for _ in range(20):
+        for tail in two.tails:
+            tail.faulted(two.send(tail), 0.0, two.now_ms)
+    assert two.judge() == []
+
+
+def test_nobody_is_ejected_for_frames_that_expire_everywhere_at_once() -> None:
+    four = known(4)
+    flying = [(tail, four.send(tail)) for _ in range(6) for tail in four.tails]
+    for tail, frame in flying:
+        four.now_ms += 5
+        tail.expired(frame, four.now_ms)
+        assert four.judge() == []
+
+
+def test_faulty_frames_and_deadlines_nobody_could_keep_are_not_the_tails_failure() -> None:
+    two = known(2)
+    for _ in range(20):
+        for tail in two.tails:
+            tail.faulted(two.send(tail), 0.0, two.now_ms)
         frame = two.send(two.tails[0])
         two.now_ms += 5
         two.tails[0].expired(frame, two.now_ms)

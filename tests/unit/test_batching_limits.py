@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.batching import Computed
 from splitmesh.oip.together import all_or_none
-from tests.support.held import WAIT_S, Doubler, batching, busy, feed, held, known_times, slots, submitted, value
+from splitmesh.tensor.spec import Array
+from tests.support.held import POISON, WAIT_S, Doubler, batching, busy, feed, held, known_times, slots, submitted, value
 
 
 def refused(results: list[object]) -> list[MeshError]:
@@ -32,6 +35,36 @@ async def test_of_many_frames_at_once_exactly_those_above_the_limit_are_refused(
     assert {error.reason for error in errors} <= {Reason.QUEUE_FULL}
     assert batcher.tally.refused == above
     assert batcher.tally.computed == limit + 1
+
+
+async def test_after_a_batch_that_failed_frames_that_expired_or_were_given_up_meanwhile_are_not_computed_again() -> (
+    None
+):
+    run = Doubler()
+    async with busy(run, max_delay_s=0.0) as (batcher, _):
+        kept, gone, late, poison = await submitted(batcher, 1, 2, 3, POISON)
+        computed: list[float] = []
+
+        def slowly(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            values = feeds["x"][:, 0].tolist()
+            if len(values) > 1:
+                loop.call_soon_threadsafe(gone.cancel)
+                time.sleep(0.3)
+                raise RuntimeError("together they fail")
+            computed.extend(values)
+            return {"y": feeds["x"] * 2}
+
+        loop = asyncio.get_running_loop()
+        batcher._run = slowly
+        for waiting in batcher._waiting:
+            if waiting.feeds["x"][0, 0] == 3:
+                waiting.expires = loop.time() + 0.2
+        run.go_on.set()
+        results = await asyncio.gather(kept, gone, late, poison, return_exceptions=True)
+    assert computed == [1.0, POISON]
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert isinstance(results[2], MeshError)
+    assert results[2].reason is Reason.DEADLINE_EXPIRED
 
 
 async def test_the_time_to_retry_is_the_estimated_backlog() -> None:

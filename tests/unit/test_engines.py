@@ -48,6 +48,10 @@ def test_the_folders_unused_for_longest_are_removed_and_the_one_asked_for_never(
     assert (made[0] / "some.engine").exists()
 
 
+def test_a_folder_that_another_process_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    assert engines._last_used(tmp_path / "gone") == 0.0
+
+
 def test_damaged_engines_are_made_anew_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As after a power cut in the middle of writing one."""
     (tmp_path / "half.engine").write_bytes(b"half")

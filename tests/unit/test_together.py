@@ -96,6 +96,21 @@ def test_one_that_fails_fails_alone(session: Session) -> None:
         answers[2].result()
 
 
+def test_a_batch_that_was_stopped_for_taking_too_long_is_not_begun_again(session: Session) -> None:
+    class Slow(_Gated):
+        def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+            outputs = super().run(feeds)
+            if len(feeds["image"]) > 1:
+                raise MeshError(Reason.DEADLINE_EXPIRED, "the run was stopped")
+            return outputs
+
+    gated = Slow(session)
+    answers = run_all(Together(gated, max_batch=8, at_once=1), gated, pictures(4))
+    assert gated.sizes == [1, 3]
+    reasons = [error.reason if isinstance(error := one.exception(), MeshError) else None for one in answers]
+    assert reasons == [None, *[Reason.DEADLINE_EXPIRED] * 3]
+
+
 def test_inputs_of_other_shapes_are_no_company(session: Session) -> None:
     samples = [*pictures(2), *pictures(2, side=64), *pictures(1)]
     gated = _Gated(session)

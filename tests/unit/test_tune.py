@@ -95,7 +95,7 @@ def test_the_head_is_left_open_with_the_threads_chosen_and_nothing_else_is() -> 
         opened[threads] = _Session(clock, lambda _: 8 / threads**0.5)
         return opened[threads]
 
-    session, threads, run_ms = open_tuned(open_with, workers=4, latency_ms=7, most=4, clock=clock)
+    session, threads, run_ms = open_tuned(open_with, workers=4, latency_ms=7, cores=4, clock=clock)
     assert threads == 2
     assert session is opened[2]
     assert {count: one.closed for count, one in opened.items()} == {1: True, 2: False, 4: True}
@@ -112,11 +112,11 @@ def test_measuring_stops_when_time_is_up_or_more_threads_bring_nothing() -> None
 
         return opens
 
-    _, _, run_ms = open_tuned(open_with(lambda _: 500), workers=4, latency_ms=1e9, most=8, clock=clock)
+    _, _, run_ms = open_tuned(open_with(lambda _: 500), workers=4, latency_ms=1e9, cores=8, clock=clock)
     assert list(run_ms) == opened == [1]
     assert clock.now == pytest.approx(1.0)
     opened.clear()
-    open_tuned(open_with(lambda threads: 1 + threads), workers=4, latency_ms=1e9, most=8, clock=clock)
+    open_tuned(open_with(lambda threads: 1 + threads), workers=4, latency_ms=1e9, cores=8, clock=clock)
     assert opened == [1, 2]
 
 
@@ -127,7 +127,7 @@ def test_a_head_too_slow_with_one_thread_gets_the_whole_host_also_when_the_time_
         opened.append(threads)
         return _Session(clock, lambda _: 2000 / threads)
 
-    _, threads, run_ms = open_tuned(open_with, workers=8, latency_ms=500, most=8, clock=clock)
+    _, threads, run_ms = open_tuned(open_with, workers=8, latency_ms=500, cores=8, clock=clock)
     assert (opened, threads) == ([1, 8], 8)
     assert run_ms == pytest.approx({1: 2000, 8: 250})
 
@@ -144,7 +144,7 @@ def test_a_head_whose_run_is_stopped_with_one_thread_is_opened_with_more() -> No
             return _Session(clock, lambda _: 0, answer=stopped)
         return _Session(clock, lambda _: 900)
 
-    _, threads, _ = open_tuned(open_with, workers=4, latency_ms=250, most=4, clock=clock)
+    _, threads, _ = open_tuned(open_with, workers=4, latency_ms=250, cores=4, clock=clock)
     assert threads == 4
 
 
@@ -154,7 +154,7 @@ def test_a_head_of_open_sizes_or_beside_the_processor_gets_one_thread_unmeasured
         _Session(clock, lambda _: 1, shape=(-1, -1)),
         _Session(clock, lambda _: 1, provider="CUDAExecutionProvider"),
     ):
-        session, threads, run_ms = open_tuned({1: made}.__getitem__, workers=4, latency_ms=1, most=8)
+        session, threads, run_ms = open_tuned({1: made}.__getitem__, workers=4, latency_ms=1, cores=8)
         assert (session, threads, run_ms, made.sizes) == (made, 1, {}, [])
 
 
@@ -169,7 +169,7 @@ def test_a_head_that_fails_while_it_is_measured_is_closed() -> None:
         return opened[-1]
 
     with pytest.raises(MeshError):
-        open_tuned(open_with, workers=4, latency_ms=1, most=2)
+        open_tuned(open_with, workers=4, latency_ms=1, cores=2)
     assert [session.closed for session in opened] == [True]
 
 

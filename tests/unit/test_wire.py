@@ -181,6 +181,17 @@ def test_more_fields_than_a_sender_needs_are_left_to_protobuf() -> None:
     assert blob == LARGE
 
 
+def test_a_number_longer_than_any_is_left_to_protobuf_after_its_first_bytes() -> None:
+    """Byte by byte 32 MiB of one would take seconds."""
+    endless = b"\x78" + b"\xff" * 10 + b"\x01"
+    with pytest.raises(wire._UnusualError):
+        list(wire._fields(endless, 0, len(endless)))
+    longest = b"\x78" + b"\xff" * 9 + b"\x01"
+    assert [number for number, *_ in wire._fields(longest, 0, len(longest))] == [15]
+    with pytest.raises(DecodeError):
+        INFER_REQUEST.parse(endless)
+
+
 def test_the_fields_of_all_nested_messages_count_together() -> None:
     tensors = [tensor_pb2.Tensor(data=b"x")] * wire.MAX_FIELDS
     data = pb.InferRequest(tensors=tensor_pb2.TensorList(tensors=tensors)).SerializeToString()

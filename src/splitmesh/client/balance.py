@@ -134,10 +134,11 @@ class Standing:
         self._said(backlog_ms, now_ms)
 
     def faulted(self, frame: int, backlog_ms: float, now_ms: float) -> None:
-        """The tail found something wrong with the frame, which says that the tail is well."""
+        """The tail found something wrong with the frame. It is well if others find as much wrong with theirs."""
         del self._out[frame]
         self.failed_frames += 1
         self._streak = 0
+        self._share.add(1.0, now_ms)
         self._said(backlog_ms, now_ms)
 
     def given_up(self, frame: int, now_ms: float) -> None:
@@ -219,9 +220,14 @@ class Standing:
         out = next((sent.pace_ms(now_ms) for sent in self._out.values()), 0.0)
         return max(median(self._paces), out) if self._paces else None
 
-    def failing(self) -> bool:
-        """So many failures in a row, or answers that another tail gave first, that it must be the tail."""
-        return max(self._streak, self._beaten) >= self._fewest
+    @property
+    def streak(self) -> int:
+        """Failures in a row, or answers that another tail gave first."""
+        return max(self._streak, self._beaten)
+
+    def failing(self, usual: float) -> bool:
+        """So long a streak beside the others' that it must be the tail."""
+        return self.streak - usual >= self._fewest
 
     def failure_share(self, now_ms: float) -> float | None:
         """Of recent frames; None: too few."""
@@ -303,9 +309,9 @@ class Balance:
                 away += 1
         return ejected
 
-    def _outlier(self, tail: Standing, others: Iterable[Standing], now_ms: float) -> str:
+    def _outlier(self, tail: Standing, others: Sequence[Standing], now_ms: float) -> str:
         """What is wrong with a tail beside the others; empty when nothing is."""
-        if tail.failing():
+        if tail.failing(median(other.streak for other in others)):
             return "failures in a row"
         share = tail.failure_share(now_ms)
         if share is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from splitmesh.api.inference.v1 import inference_pb2 as pb
-from splitmesh.client.answers import FrameFailure, answer_from_message
+from splitmesh.client.answers import Answer, FrameFailure, answer_from_message
 from splitmesh.client.heads import Head, Heads
 from splitmesh.client.ledger import Ledger, Pending
 from splitmesh.errors import MeshError, Reason
@@ -157,7 +157,7 @@ class Conversation:
             case "result":
                 self._heads.worked(head)
                 self._owed.discard(message.result.frame_id)
-                self._ledger.settle(message.result.frame_id, answer_from_message(message.result))
+                self._ledger.settle(message.result.frame_id, _outcome(message.result))
             case "error":
                 self._refused(message.error.frame_id, from_status(message.error.status), head)
         self._ledger.to_send.set()
@@ -189,6 +189,15 @@ class Conversation:
         if frame_id in self._owed:
             self._cancels.append(frame_id)
             self._ledger.to_send.set()
+
+
+def _outcome(result: pb.InferResponse) -> Answer | FrameFailure:
+    """The answer; one that cannot be read fails its frame and no other."""
+    try:
+        return answer_from_message(result)
+    except (MeshError, ValueError) as error:
+        problem = f"the head's answer cannot be read: {error}"
+        return FrameFailure(result.frame_id, MeshError(Reason.PROTOCOL_VIOLATION, problem))
 
 
 def _why(reading: asyncio.Task[None]) -> MeshError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
 import grpc
@@ -99,10 +99,12 @@ class Heads:
         """The only head, or the nearest that is well; waits for one.
 
         Raises:
-            MeshError: SERVICE_UNAVAILABLE, none is known or well after ``within_s`` seconds; CANCELLED, closed.
+            MeshError: SERVICE_UNAVAILABLE, none is known or well after ``within_s`` seconds; CANCELLED, closed; and what
+                discovery raises.
         """
         if self._following is None and not self._closed:
             self._following = asyncio.create_task(self._follow(), name="heads")
+            self._following.add_done_callback(lambda _: self._wake())
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while True:
@@ -110,23 +112,30 @@ class Heads:
                         raise MeshError(Reason.CANCELLED, "the mesh is closed")
                     if (found := self._best()) is not None:
                         return found
+                    if self._following is not None and self._following.done():
+                        ended, self._following = self._following, None  # the next one who asks begins anew
+                        ended.result()
                     await self.changed()
         said = "; ".join(f"{head.address} {head.problem}" for head in self._known.values())
         raise MeshError(Reason.SERVICE_UNAVAILABLE, f"no head is well: {said or f'none is known as {self._service!r}'}")
 
     def rival(self, head: Head) -> Head | None:
         """Who should be used in the place of ``head``; None while it is the right one."""
-        others = [other for other in self._known.values() if other is not head and other.well]
-        if not others:
-            return None
-        best = min(others, key=lambda other: other.distance_ms)
-        if not head.well:
+        if head.gone:
+            return self._best()
+        best = self.other({head})
+        if best is None or not head.well:
             return best
         assert best.well_since is not None
         steady = asyncio.get_running_loop().time() - best.well_since >= STEADY_S
         steady = steady and min(len(best.round_trips_ms), len(head.round_trips_ms)) >= JUDGED
         nearer = best.distance_ms < min(NEARER * head.distance_ms, head.distance_ms - NEARER_MS)
         return best if steady and nearer else None
+
+    def other(self, tried: Collection[Head]) -> Head | None:
+        """The nearest that is well and none of ``tried``."""
+        others = [head for head in self._known.values() if head not in tried and head.well]
+        return min(others, key=lambda head: head.distance_ms, default=None)
 
     async def changed(self) -> None:
         """Until something new is known of a head."""
@@ -188,8 +197,12 @@ class Heads:
         wanted = self._known.keys() if len(self._known) > 1 else set()
         for address in self._asking.keys() - wanted:
             self._asking.pop(address).cancel()
+        now = asyncio.get_running_loop().time()
         for address in wanted - self._asking.keys():
-            self._asking[address] = asyncio.create_task(self._ask(self._known[address]), name=f"ask {address}")
+            head = self._known[address]
+            if head.users and now >= head.distrusted_until:
+                head.well_since = head.well_since or now  # whoever is being used need not prove itself to a newcomer
+            self._asking[address] = asyncio.create_task(self._ask(head), name=f"ask {address}")
 
     async def _ask(self, head: Head) -> None:
         loop = asyncio.get_running_loop()

@@ -32,6 +32,7 @@ class Pending:
     timer: asyncio.TimerHandle
     not_before: float = 0.0
     """Loop time before which it is not sent: the head asked for that."""
+    sent: bool = False
     cancelled: bool = False
     last_error: MeshError | None = None
 
@@ -93,6 +94,8 @@ class Ledger:
             frame = self._pending[frame_id]
             if frame.not_before <= now:
                 del self._waiting[place]
+                self._count(resent=int(frame.sent))
+                frame.sent = True
                 return frame_id, frame
         return None
 
@@ -105,7 +108,6 @@ class Ledger:
         if frame.cancelled:
             self.settle(frame_id, FrameFailure(frame_id, cancelled()))
             return
-        self._count(resent=1)
         self._wait(frame_id)
 
     def blame(self, error: MeshError) -> None:
@@ -144,6 +146,8 @@ class Ledger:
             del self._waiting[bisect_left(self._waiting, frame_id)]
         frame.timer.cancel()
         if isinstance(outcome, FrameFailure):
+            if frame.cancelled:
+                outcome = FrameFailure(frame_id, cancelled())
             fail(frame.span, outcome.error)
         frame.span.end()
         self._end(frame_id, outcome)

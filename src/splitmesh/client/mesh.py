@@ -110,7 +110,7 @@ class Mesh:
             frame: what to look at.
             camera: which camera took it, for traces and counts; at most 128 characters.
             deadline_ms: time within which an answer is useful; None: the mesh's.
-            retries: further tries at most.
+            retries: further tries at most; not negative.
             max_labels: most classes in the answer, the probable ones; 0: as many as the head gives, 1,000.
 
         Raises:
@@ -120,17 +120,23 @@ class Mesh:
         limit_ms = self._deadline_ms if deadline_ms is None else deadline_ms
         _check_deadline(limit_ms)
         check_max_labels(max_labels)
+        if retries < 0:
+            raise field_error("retries", f"is {retries}; 0 means a single try")
         ends = asyncio.get_running_loop().time() + limit_ms / 1000 + ANSWER_MARGIN_S
         lifted, span = self._requests.call(content, camera=camera, max_labels=max_labels)
         with self._telemetry.use(span):
+            tried: set[Head] = set()
             for tries_left in range(retries, -1, -1):
-                head = await self._heads.pick(ends - asyncio.get_running_loop().time())
+                head = self._heads.other(tried) if tried else None
+                head = head or await self._heads.pick(ends - asyncio.get_running_loop().time())
+                tried.add(head)
                 try:
                     return await self._ask(head, lifted, ends)
                 except MeshError as error:
                     if error.reason not in RESEND or not tries_left:
                         raise
-                    if self._heads.rival(head) is None:
+                    if self._heads.other(tried) is None:
+                        tried.clear()
                         await _wait_to_retry(error, ends)
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -31,6 +31,7 @@ __all__ = ["SegmentLink", "SegmentResult"]
 
 log = logging.getLogger(__name__)
 
+WATCH_AGAIN_S = 1.0
 LEAVE_S = 10.0
 """How long the frames of a tail that discovery no longer knows may still wait for their answers."""
 JUDGE_MS = 20.0
@@ -41,8 +42,11 @@ ELSEWHERE = (
     Reason.NOT_READY,
     Reason.INTERNAL,
     Reason.CANCELLED,
+    Reason.MODEL_CORRUPT,
+    Reason.PROTOCOL_VIOLATION,
 )
-"""Failures of one tail that another one need not have. Computing a segment twice is harmless."""
+"""Failures of one tail that another one need not have; a session that broke gives MODEL_CORRUPT. Computing a segment twice is
+harmless."""
 
 
 class SegmentLink:
@@ -178,10 +182,11 @@ class SegmentLink:
                     return flight
                 asked.flights.remove(flight)
                 self._judged_ms = 0.0
+                if asked.flights:
+                    continue
                 if not isinstance(error, MeshError) or error.reason not in ELSEWHERE:
                     raise error
-                if not asked.flights:
-                    asked.send(self._choose_after(asked.tails, error))
+                asked.send(self._choose_after(asked.tails, error))
             if loop.time() >= asked.expires:
                 raise TimeoutError
             if loop.time() >= late:
@@ -239,6 +244,15 @@ class SegmentLink:
             log.warning("no frames to %s for %.0f s: %s", nodes[standing], away_ms / 1e3, why)
 
     async def _watch(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except Exception:
+                # Ending here would freeze the tails that are known, unseen.
+                log.exception("following %r failed unexpectedly; trying again", self._service)
+            await asyncio.sleep(WATCH_AGAIN_S)
+
+    async def _follow(self) -> None:
         instances: AsyncIterator[tuple[Instance, ...]] = self._channels.discovery.watch(self._service)
         async for known in instances:
             addresses = {instance.address for instance in known}

@@ -128,6 +128,7 @@ class Stream:
 
         What the source raises ends the stream and is raised here. A blocking source is read in a thread.
         """
+        self._check_open()
         feeding = self._start(self._feed(frames))
         try:
             async for outcome in self:

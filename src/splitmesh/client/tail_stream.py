@@ -213,8 +213,10 @@ class TailStream:
             async with asyncio.timeout(ACCEPT_TIMEOUT_S):
                 await call.write(segment_pb2.RunRequest(open=self._opening.message))
                 first = await call.read()
-            if first is grpc.aio.EOF or first.message.WhichOneof("message") != "accepted":
+            if first is grpc.aio.EOF:
                 raise await ended_stream_error(call, "the tail")
+            if first.message.WhichOneof("message") != "accepted":
+                raise MeshError(Reason.PROTOCOL_VIOLATION, "the tail did not begin with whether it accepts")
             accepted = first.message.accepted
             self.standing.connected()
             self.credit, self.node = accepted.credit, accepted.node
@@ -238,8 +240,15 @@ class TailStream:
                 if isinstance(item, segment_pb2.CancelFrame):
                     await call.write(segment_pb2.RunRequest(cancel=item))
                 elif self._flying.get(item.frame_id) is item:  # else its caller has given up already
+                    try:
+                        messages = frame_messages(item, loop.time(), self._opening.wire)
+                    except Exception:
+                        # Ending here would leave a stream that looks open and sends nothing.
+                        log.exception("a frame cannot be put into messages")
+                        self._refused(item, MeshError(Reason.INTERNAL, "unexpected failure; see the head's log"), 0.0)
+                        continue
                     item.written = True
-                    for message in frame_messages(item, loop.time(), self._opening.wire):
+                    for message in messages:
                         await call.write(message)
             await call.done_writing()
 

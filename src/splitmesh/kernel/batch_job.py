@@ -118,6 +118,8 @@ class BatchJob:
                 waiting.result.set_result(result)
 
     def _compute_one(self, waiting: Waiting) -> Computed | Exception:
+        if waiting.result.done() or waiting.expires <= time.monotonic():
+            return MeshError(Reason.DEADLINE_EXPIRED, "its deadline passed while it was computed with others")
         try:
             return self._compute([waiting])[0]
         except Exception as error:

@@ -17,7 +17,7 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import transport_options
 from splitmesh.kernel.config import ServiceSettings
 from splitmesh.kernel.interceptors import AroundInterceptor, Deserializer, Serializer
-from splitmesh.kernel.supervisor import ReplicaSettings
+from splitmesh.kernel.supervisor import ReplicaSettings, require_free
 from splitmesh.kernel.telemetry import Telemetry
 
 HANDSHAKE_TIMEOUT_MS = 10_000
@@ -97,12 +97,15 @@ def make_server(
         reflection.enable_server_reflection(
             [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], server
         )
+    if front_port:
+        # The server may share its front port, and with it any other.
+        require_free(settings.host, settings.port)
+        _listen(server, settings.host, front_port)
+    return server, _listen(server, settings.host, settings.port)
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-        if front_port:
-            server.add_insecure_port(f"{settings.host}:{front_port}")
+        return int(server.add_insecure_port(f"{host}:{port}"))
     except RuntimeError as error:
-        raise MeshError(
-            Reason.SERVICE_UNAVAILABLE, f"cannot listen on {settings.host}:{settings.port}; is the port taken?"
-        ) from error
-    return server, port
+        raise MeshError(Reason.SERVICE_UNAVAILABLE, f"cannot listen on {host}:{port}; is the port taken?") from error

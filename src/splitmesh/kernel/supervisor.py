@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 """Before a child that ended is started again: doubled each time, from the first to the longest."""
+START_S = 120.0
+"""A child that is not running after so long is killed, and started again as one that ended."""
 STEADY_S = 60.0
 """A child that ran so long ended by chance: its next pause is the first one again."""
 LOOP = 5
@@ -98,7 +100,7 @@ class Supervisor:
     async def run(self, stop: asyncio.Event) -> int:
         """Until ``stop``; the exit code.
 
-        0 after a stop. When a process ends before all have been running once, the others are stopped and its code is the
+        0 after a stop. When a process ends before it has been running once, the others are stopped and its code is the
         answer: what is wrong then (a setting, a taken port) no second try heals.
         """
         stopping = asyncio.create_task(stop.wait())
@@ -152,25 +154,40 @@ class Supervisor:
             temporary.replace(path)
 
 
+def require_free(host: str, port: int) -> None:
+    """SERVICE_UNAVAILABLE where somebody listens at a port: sharing it the way processes of one service do would also share it
+    with a stranger. Nothing for port 0."""
+    try:
+        with socket.socket(_family(host), socket.SOCK_STREAM) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host.strip("[]"), port))
+    except OSError as error:
+        raise _taken(host, port) from error
+
+
 def _reserved(settings: ReplicaSettings) -> socket.socket:
     """The port that all processes share, kept while the supervisor lives; SERVICE_UNAVAILABLE where somebody else has it.
 
     Whoever is only bound gets no connections; the processes, which listen, do.
     """
-    host, port = settings.host.strip("[]"), settings.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    host, port = settings.host, settings.port
+    require_free(host, port)
+    reserved = socket.socket(_family(host), socket.SOCK_STREAM)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as alone:  # the shared way would also share with a stranger
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind((host, port))
-        reserved = socket.socket(family, socket.SOCK_STREAM)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind((host, port))
+        reserved.bind((host.strip("[]"), port))
     except OSError as error:
-        raise MeshError(
-            Reason.SERVICE_UNAVAILABLE, f"cannot listen on {settings.host}:{port}; is the port taken?"
-        ) from error
+        reserved.close()
+        raise _taken(host, port) from error
     return reserved
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _taken(host: str, port: int) -> MeshError:
+    return MeshError(Reason.SERVICE_UNAVAILABLE, f"cannot listen on {host}:{port}; is the port taken?")
 
 
 class _Replica:
@@ -193,9 +210,14 @@ class _Replica:
         self._process = await asyncio.create_subprocess_exec(
             *self._command, env=environment, stdin=asyncio.subprocess.PIPE
         )
+        deadline = asyncio.get_running_loop().time() + START_S
         while not self._ready_file.exists():
             if self._process.returncode is not None:
                 return self._process.returncode
+            if asyncio.get_running_loop().time() > deadline:
+                log.error("%s was not running after %.0f s; killing it", self._name, START_S)
+                self._process.kill()
+                return await self._process.wait()
             await asyncio.sleep(_POLL_S)
         self.address = json.loads(self._ready_file.read_text())["address"]
         # Callers know this address by now: its successors are found there too.
@@ -210,7 +232,7 @@ class _Replica:
             assert self._process is not None
             code = await self._process.wait()
             ends = 1 if loop.time() - began > STEADY_S else ends + 1
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (ends - 1))
+            pause_s = pause_after(ends)
             if ends < LOOP:
                 log.warning("%s ended with %s; starting it again in %.1f s", self._name, _told(code), pause_s)
             else:
@@ -228,6 +250,8 @@ class _Replica:
                     log.info("%s is running again at %s", self._name, self.address)
             except OSError as error:  # no memory, no process left: it passes, and nobody else would try again
                 log.error("%s cannot be started: %s", self._name, error)
+            except Exception:
+                log.exception("%s cannot be started", self._name)
 
     async def stop(self, drain_s: float) -> None:
         """SIGTERM, and SIGKILL when the drain takes too long."""
@@ -242,6 +266,12 @@ class _Replica:
             log.error("%s does not end; killing it", self._name)
             process.kill()
             await process.wait()
+
+
+def pause_after(ends: int) -> float:
+    """Seconds before a child that ended so many times in a row is started again."""
+    doublings = min(ends - 1, 10)  # a crash loop of a night would not fit into a number
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**doublings)
 
 
 def _told(code: int) -> str:

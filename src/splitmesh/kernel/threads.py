@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from weakref import WeakSet
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,9 @@ class Threads:
             if self._closed:
                 return
             self._closed = True
-            while cancel and not self._calls.empty():
-                self._calls.get()
+            with suppress(Empty):
+                while cancel:
+                    self._calls.get_nowait()
             for _ in self._threads:
                 self._calls.put(None)
 

@@ -23,6 +23,8 @@ MAX_FIELDS = 2048
 """Most fields looked at in one message; Python needs about half a microsecond for each."""
 LENGTH_BYTES = 5
 """Of a tag or a length, at most; protobuf takes no longer ones."""
+VARINT_BYTES = 10
+"""Of any other number."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -198,8 +200,11 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
                 length, content = _read_varint(data, at, end)
             at = content + length
         elif kind == _VARINT:
-            while at < end and data[at] > 127:
+            most = min(end, at + VARINT_BYTES)
+            while at < most and data[at] > 127:
                 at += 1
+            if at == most:
+                raise _UnusualError
             at += 1
         elif kind == _FIXED64:
             at += 8

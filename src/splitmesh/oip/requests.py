@@ -35,16 +35,17 @@ class Requests:
 
         Raises MeshError for what the node cannot find, take or answer in time.
         """
+        began_ns = time.perf_counter_ns()
         try:
-            return await self._answer(request, left_s)
+            return await self._answer(request, left_s, began_ns)
         except VersionMovedError:
-            return await self._answer(request, left_s)
+            return await self._answer(request, left_s, began_ns)
 
-    async def _answer(self, request: Lifted[pb.ModelInferRequest], left_s: float | None) -> Answer:
-        began_ns, message = time.perf_counter_ns(), request.message
+    async def _answer(self, request: Lifted[pb.ModelInferRequest], left_s: float | None, began_ns: int) -> Answer:
+        message = request.message
         served = await self._backend.served(message.model_name, message.model_version)
         try:
-            call = await self._call(request, left_s)
+            call = await self._call(request, left_s, began_ns)
             _check(call, served)
             inferred = await self._backend.infer(served, call)
             made_ns = time.perf_counter_ns()
@@ -65,17 +66,19 @@ class Requests:
         )
         return answer
 
-    async def _call(self, request: Lifted[pb.ModelInferRequest], left_s: float | None) -> Call:
+    async def _call(self, request: Lifted[pb.ModelInferRequest], left_s: float | None, began_ns: int) -> Call:
         arguments = (request.message, request.blobs, self._limits)
         # Typed contents are turned element by element: not on the loop.
         call = (
             call_from_message(*arguments) if request.blobs else await asyncio.to_thread(call_from_message, *arguments)
         )
-        if left_s is None:
+        deadlines_ms = [float(call.options.deadline_ms)] if call.options.deadline_ms else []
+        deadlines_ms += [] if left_s is None else [left_s * 1000]
+        if not deadlines_ms:
             return call
-        left_ms = max(1, min(round(left_s * 1000), MAX_DEADLINE_MS))
-        deadline_ms = min(call.options.deadline_ms or left_ms, left_ms)
-        return replace(call, options=replace(call.options, deadline_ms=deadline_ms))
+        spent_ms = (time.perf_counter_ns() - began_ns) / 1e6
+        left_ms = max(1, min(round(min(deadlines_ms) - spent_ms), MAX_DEADLINE_MS))
+        return replace(call, options=replace(call.options, deadline_ms=left_ms))
 
 
 def _check(call: Call, served: Served) -> None:

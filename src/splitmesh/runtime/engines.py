@@ -43,13 +43,18 @@ def engine_folder(root: Path, model: bytes, *, options: str, most: int = MAX_ENG
     folder = root / engine_key(model, device=device_text(), tensorrt=tensorrt_text(), options=options)
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
-    others = sorted(
-        (path for path in root.iterdir() if path.is_dir() and path != folder), key=lambda path: path.stat().st_mtime
-    )
+    others = sorted((path for path in root.iterdir() if path.is_dir() and path != folder), key=_last_used)
     for old in others[: max(0, len(others) + 1 - most)]:
         log.info("the engines in %s were unused for longest and are removed", old)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
 
 
 def engine_key(model: bytes, *, device: str, tensorrt: str, options: str) -> str:

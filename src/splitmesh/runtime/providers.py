@@ -159,7 +159,11 @@ def _open_checked(model: bytes, name: str, compute: Compute, threads: int, max_r
         specs = reference.inputs
         folder = None
         if name == TENSORRT and compute.engines is not None:
-            folder = engine_folder(compute.engines, model, options=f"{has_half_weights(model)} {compute.max_batch}")
+            options_text = f"{has_half_weights(model)} {compute.max_batch}"
+            try:
+                folder = engine_folder(compute.engines, model, options=options_text)
+            except OSError as error:
+                log.warning("engines cannot be kept in %s and are built at each start: %s", compute.engines, error)
         options = _options(name, compute, folder, specs, half=has_half_weights(model))
         session = _open_or_mend(model, name, options, folder, threads, max_run_s)
         try:
@@ -181,7 +185,7 @@ def _open_or_mend(
     try:
         return opened()
     except MeshError as error:
-        if folder is None or not any(folder.iterdir()):
+        if error.reason is not Reason.MODEL_CORRUPT or folder is None or not any(folder.iterdir()):
             raise
         log.warning("the engines in %s cannot be used and are made anew: %s", folder, error.message)
         forget_engines(folder)
