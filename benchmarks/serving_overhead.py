@@ -3,7 +3,8 @@
 One float32 picture of 602 KB a request, a net of 0.3 ms and one of 4 ms, 1, 8 and 32 requests in flight from a lean client in a
 process of its own. The baseline is the session alone, timed before and after each load: in one thread for one request in
 flight, else in a thread per core, as two runs side by side cost each other caches and, on many hosts, half a core. Small
-requests, what many cameras send, are measured beside it: a JPEG, decoded by the head.
+requests, what many cameras send, are measured beside it: a JPEG, decoded by the head. *gRPC alone* is a Python server that
+takes the same messages and answers with as many bytes without looking at them: what no server on grpc.aio can go below.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.progress import Progress
 
 from benchmarks.harness import Result, arguments, publish
 from benchmarks.serving.asking import jpeg, jpeg_call, native_call, oip_call
+from benchmarks.serving.bare import bare_server
 from benchmarks.serving.head import PREPROCESS, serving_head
 from benchmarks.serving.http2 import GrpcCall
 from benchmarks.serving.load import Load, measure
@@ -31,6 +33,7 @@ CORES = os.cpu_count() or 1
 MAX_ADDED_CPU_MS, MAX_ADDED_P50_MS = 0.8, 1.0
 WARM_UP_RUNS = 20
 STREAMED = "OIP stream"
+BARE = "gRPC alone"
 
 Content = bytes | dict[str, Array]
 """An encoded picture, or the model's input."""
@@ -75,7 +78,7 @@ async def compare(seconds: float, concurrency: tuple[int, ...], *, runs: int) ->
     """Both nets, every protocol; ``runs`` of the model alone before each load and after it."""
     found: list[Found] = []
     with Progress(transient=True) as progress:
-        task = progress.add_task("serving overhead", total=len(NETS) * len(concurrency) * 5)
+        task = progress.add_task("serving overhead", total=len(NETS) * len(concurrency) * 6)
         for net in NETS:
             sample = picture()
             session = open_session(build(net))
@@ -88,6 +91,14 @@ async def compare(seconds: float, concurrency: tuple[int, ...], *, runs: int) ->
                 "Infer": (native_call(sample, scores), {INPUT: sample}),
                 f"StreamInfer, {len(still) // 1000} KB JPEG": (jpeg_call(still), still),
             }
+            streamed = calls[STREAMED][0]
+            async with bare_server(streamed.marker + scores.tobytes()) as served:
+                for count in concurrency:
+                    load = await measure(
+                        served.address, streamed, pid=served.pid, concurrency=count, seconds=seconds, warm_up_s=0.5
+                    )
+                    found.append(Found(net, BARE, count, load, Alone(0.0, 0.0)))
+                    progress.advance(task)
             async with serving_head(net) as served:
                 for protocol, (call, content) in calls.items():
                     for count in concurrency:
@@ -124,6 +135,7 @@ def _mean(one: Alone, other: Alone) -> Alone:
 
 def _result(found: list[Found]) -> Result:
     judged = [one for one in found if one.protocol == STREAMED]
+    bare = [one for one in found if one.protocol == BARE]
     cpu = max(one.added_cpu_ms for one in judged)
     p50 = max(one.added_p50_ms for one in judged if one.concurrency == 1)
     return Result(
@@ -131,7 +143,8 @@ def _result(found: list[Found]) -> Result:
         n=sum(one.load.answers for one in found),
         baseline=f"the same session in this process, as many threads as in flight, at most {CORES}; client on the same cores",
         goal=f"by {STREAMED} at most {MAX_ADDED_CPU_MS} ms of CPU a request and, one at a time, {MAX_ADDED_P50_MS} ms of p50",
-        measured=f"at most {cpu:.2f} ms of CPU and {p50:.2f} ms of p50 are added",
+        measured=f"at most {cpu:.2f} ms of CPU and {p50:.2f} ms of p50 are added; gRPC alone takes up to "
+        f"{max(one.added_cpu_ms for one in bare):.2f} and {max(one.added_p50_ms for one in bare if one.concurrency == 1):.2f}",
         met=cpu <= MAX_ADDED_CPU_MS and p50 <= MAX_ADDED_P50_MS,
         rows=[_row(one) for one in found],
     )
