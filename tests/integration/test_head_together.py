@@ -83,9 +83,8 @@ async def test_threads_are_measured_once_and_told_and_a_setting_wins(
         return open_session(model, threads=threads, **options)
 
     monkeypatch.setattr(load, "open_session", spied)
-    monkeypatch.setattr(tune, "cores", lambda: 4)
     monkeypatch.setattr(tune, "choose_threads", lambda run_ms, **_: max(run_ms))
-    measured = await edge.start("head", models=WHOLE_ONLY, segment_threads=0)
+    measured = await edge.start("head", models=WHOLE_ONLY, segment_threads=0, cores=4)
     await edge.ready_mesh()
     assert asked[0] == 1
     told = await describe(measured)

@@ -91,6 +91,8 @@ class BatchJob:
         self.expected_s = expected_s
         self.together = False
         """All frames were computed in one run."""
+        self.expired = self.cancelled = 0
+        """Frames that were not computed by themselves after a run with others failed: it was too late, or nobody waited."""
         self._run = run
         self._on_run = on_run
         self._finished = finished
@@ -118,7 +120,11 @@ class BatchJob:
                 waiting.result.set_result(result)
 
     def _compute_one(self, waiting: Waiting) -> Computed | Exception:
-        if waiting.result.done() or waiting.expires <= time.monotonic():
+        if waiting.result.done():
+            self.cancelled += 1
+            return MeshError(Reason.CANCELLED, "the frame was given up")
+        if waiting.expires <= time.monotonic():
+            self.expired += 1
             return MeshError(Reason.DEADLINE_EXPIRED, "its deadline passed while it was computed with others")
         try:
             return self._compute([waiting])[0]

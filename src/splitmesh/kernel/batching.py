@@ -254,7 +254,9 @@ class Batcher:
         self._computing -= len(job.batch)
         if not self._computing:
             self._idle.set()
-        self.tally.computed += len(job.batch)
+        self.tally.computed += len(job.batch) - job.expired - job.cancelled
+        self.tally.expired += job.expired
+        self.tally.cancelled += job.cancelled
         if job.together:
             self._times.record(len(job.batch), took_s)
 
