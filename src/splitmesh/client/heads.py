@@ -102,9 +102,9 @@ class Heads:
             MeshError: SERVICE_UNAVAILABLE, none is known or well after ``within_s`` seconds; CANCELLED, closed; and what
                 discovery raises.
         """
-        if self._following is None and not self._closed:
+        if not self._closed and (self._following is None or self._following.done()):
             self._following = asyncio.create_task(self._follow(), name="heads")
-            self._following.add_done_callback(lambda _: self._wake())
+            self._following.add_done_callback(self._followed)
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while True:
@@ -113,8 +113,7 @@ class Heads:
                     if (found := self._best()) is not None:
                         return found
                     if self._following is not None and self._following.done():
-                        ended, self._following = self._following, None  # the next one who asks begins anew
-                        ended.result()
+                        self._following.result()
                     await self.changed()
         said = "; ".join(f"{head.address} {head.problem}" for head in self._known.values())
         raise MeshError(Reason.SERVICE_UNAVAILABLE, f"no head is well: {said or f'none is known as {self._service!r}'}")
@@ -192,6 +191,12 @@ class Heads:
                 self._known[address] = Head(address, self._max_frame_bytes)
             self._ask_those_there_is_a_choice_of()
             self._wake()
+
+    def _followed(self, task: asyncio.Task[None]) -> None:
+        """Whoever asks next begins anew; until then the heads stay that are known."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("the heads known as %r are not followed any more: %r", self._service, error)
+        self._wake()
 
     def _ask_those_there_is_a_choice_of(self) -> None:
         wanted = self._known.keys() if len(self._known) > 1 else set()
