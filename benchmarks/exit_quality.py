@@ -28,7 +28,7 @@ from examples.solder_joints.frames import CALIBRATION_SEED
 from examples.solder_joints.render import dataset, to_jpeg
 from splitmesh.cli.models import version_parts
 from splitmesh.compress import exits
-from splitmesh.compress.exit_answers import ExitAnswers, exit_answers, target_probabilities
+from splitmesh.compress.exit_answers import ExitAnswers, exit_answers, exit_rows, target_probabilities
 from splitmesh.compress.recipe import Exits
 from splitmesh.compress.report import Proportion
 from splitmesh.compress.work import Context, Samples, Work
@@ -36,7 +36,7 @@ from splitmesh.model.artifacts import split_bytes
 from splitmesh.model.calibration import PIXELS, Calibration
 from splitmesh.model.manifest import MANIFEST, WHOLE, Manifest
 from splitmesh.model.preprocess import Preprocess
-from splitmesh.model.threshold import answered_by, choose_threshold, tolerated_threshold
+from splitmesh.routing.threshold import answered_by, choose_threshold, tolerated_threshold
 from splitmesh.tensor.spec import TensorSpec
 
 TOLERATED = (0.005, 0.01)
@@ -164,7 +164,9 @@ def _answers(made: Work, case: Case, calibration: Calibration, rows: NDArray[np.
     assert manifest.split is not None
     segments = [made.artifacts[segment.artifact] for segment in manifest.stages or (manifest.split.head,)]
     targets = target_probabilities(case.model, case.manifest, calibration, rows, None)
-    return exit_answers(segments, [entry.output for entry in manifest.exits()], calibration, rows, targets, None)
+    outputs = [entry.output for entry in manifest.exits()]
+    given = exit_rows(segments, outputs, calibration, rows)
+    return exit_answers([given[output] for output in outputs], targets, None)
 
 
 def _row(

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from benchmarks.harness import Result, arguments, deployed_mesh, publish
 from examples.solder_joints.demo import MODEL, SHIPPED_MODEL
 from splitmesh.client import Answer, AnsweredBy
-from splitmesh.client.routing import RoutingClient
+from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.runtime import open_session
 from splitmesh.testing.links import PROFILES
@@ -45,7 +45,7 @@ async def measure(count: int) -> None:
                 for who, tolerance in ((AnsweredBy.CLOUD_TAIL, TIGHT), (AnsweredBy.EDGE_EXIT, LOOSE)):
                     if link != "loopback" and who is AnsweredBy.EDGE_EXIT:
                         continue
-                    await RoutingClient(mesh.channels).set_tolerance(MODEL, tolerance)
+                    await RoutingClient(mesh.channels).set_goals(MODEL, Goals(tolerance))
                     await _settled(mesh, pictures[0], who)
                     for window in (1, WINDOW):
                         rows.append(await _road(mesh, pictures, who, window, link))

@@ -25,7 +25,7 @@ from splitmesh.cli.models import version_parts
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient
 from splitmesh.client.registry import RegistryClient
-from splitmesh.client.routing import RoutingClient
+from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.model.calibration import pack_calibration
 from splitmesh.model.manifest import CALIBRATION
 from splitmesh.model.preprocess import Preprocess
@@ -108,7 +108,7 @@ async def deployed_mesh(
             pushed = await registry.create_version(MODEL, parts, created_by="push")
             split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, [CUT])
             version, _ = await CompressionClient(mesh.channels).compress(MODEL, split.version, ["int8-cut", "exits"])
-            await RoutingClient(mesh.channels).set_tolerance(MODEL, max_disagreement)
+            await RoutingClient(mesh.channels).set_goals(MODEL, Goals(max_disagreement))
             await registry.set_alias(MODEL, "production", version)
             await head_ready(mesh)
             yield mesh, pictures.frames

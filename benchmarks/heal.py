@@ -21,7 +21,7 @@ from rich.progress import Progress
 from benchmarks.harness import Result, arguments, deployed_mesh, publish
 from examples.solder_joints.demo import MODEL
 from splitmesh.client import Answer, AnsweredBy, FrameFailure
-from splitmesh.client.routing import RoutingClient
+from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.testing.links import PROFILES
 from splitmesh.testing.mesh import LocalMesh
 
@@ -72,7 +72,7 @@ async def measure(repeats: int, tails: tuple[int, ...]) -> None:
         for count in tails:
             async with deployed_mesh(PROFILES["public-5g-nsa"], frames=20, calibration=300, tails=count) as deployed:
                 mesh, pictures = deployed
-                await RoutingClient(mesh.channels).set_tolerance(MODEL, 1e-6)
+                await RoutingClient(mesh.channels).set_goals(MODEL, Goals(1e-6))
                 for cause, break_it, mend_it in (
                     ("killed", _kill, _start),
                     ("link cut", _cut, _heal),

@@ -22,7 +22,7 @@ from benchmarks.harness import Result, arguments, deployed_mesh, publish
 from examples.solder_joints.demo import MODEL, head_ready
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
 from splitmesh.client import Answer, AnsweredBy, FrameFailure
-from splitmesh.client.routing import RoutingClient
+from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.kernel.channels import open_channel
 from splitmesh.testing.links import PROFILES
 from splitmesh.testing.mesh import LocalMesh
@@ -137,7 +137,7 @@ async def measure(rounds: int, phase_s: float) -> None:
     """Every policy and fault, in turns, so that what else the host does hits all alike."""
     found = {(policy, fault, phase): Phase() for policy in POLICIES for fault in FAULTS for phase in PHASES}
     async with deployed_mesh(LINK, frames=20, calibration=300, tails=TAILS) as (mesh, pictures):
-        await RoutingClient(mesh.channels).set_tolerance(MODEL, 1e-6)
+        await RoutingClient(mesh.channels).set_goals(MODEL, Goals(1e-6))
         with Progress(transient=True) as progress:
             task = progress.add_task("faults", total=rounds * len(POLICIES) * len(FAULTS))
             for _, (policy, settings) in itertools.product(range(rounds), POLICIES.items()):

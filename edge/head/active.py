@@ -11,13 +11,14 @@ from statistics import median
 
 import numpy as np
 
+from edge.head.fitted import Fitted
 from splitmesh.client.registry import VersionInfo
 from splitmesh.client.segment import SegmentLink
 from splitmesh.kernel.batch_times import BatchTimes
 from splitmesh.model.classes import ScoreForm
-from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.model.manifest import Manifest
 from splitmesh.model.rates import RateChooser
+from splitmesh.routing.gate import ESCALATE_ALL, Gate
 from splitmesh.runtime import Session
 from splitmesh.runtime.timing import LiveTimings
 from splitmesh.tensor import DTYPES
@@ -39,6 +40,10 @@ class ActiveModel:
     """To the tails; None when the version is not split."""
     gate: Gate = field(default_factory=lambda: Gate(ESCALATE_ALL))
     """Replaced whole when the router pushes a policy."""
+    policy_revision: int = 0
+    """Of the policy that the gate was made from; 0: none was heard of."""
+    fitted: Fitted = field(default_factory=Fitted)
+    """What gates of this version are made with."""
     idle_ms: float | None = None
     """What the session took when it was loaded; None: not known."""
     live: LiveTimings = field(default_factory=LiveTimings)

@@ -1,6 +1,7 @@
 """One frame's way through the head: perceive, gate, answer at the edge or escalate, fall back when nobody answers.
 
-This is the place to read to know where a frame goes. Every frame ends in exactly one of: an answer, or a MeshError.
+This is the place to read to know where a frame goes. Every frame ends in exactly one of: an answer, or a MeshError. One that
+passed an exit is then told to the observers, and some that a sure exit answered are audited: neither changes an answer.
 """
 
 from __future__ import annotations
@@ -8,37 +9,47 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from datetime import UTC, datetime
 
-import numpy as np
 from opentelemetry.trace import Span as OtelSpan
 
 from edge.head.active import ActiveModel
+from edge.head.audits import Audits
 from edge.head.config import HeadSettings
-from edge.head.fill import disagrees, exit_gives_outputs, fill, fill_from_exit
+from edge.head.deadline import Deadline, Margins
+from edge.head.decided import Decided, Observer, TailSaid
+from edge.head.fill import (
+    add_routing,
+    begun,
+    exit_gives_outputs,
+    exit_speaks_by_outputs,
+    fill,
+    fill_from_exit,
+    tail_said,
+)
 from edge.head.follow import Models
-from edge.head.frame import FrameAnswer, FrameRequest, StageTimes, Tensors
-from edge.head.lateness import Lateness
-from edge.head.line import BEHIND_ALL, Line
-from edge.head.perceive import Perceived, perceive
+from edge.head.frame import FrameAnswer, FrameRequest, StageTimes
+from edge.head.observers import Observers
+from edge.head.perceive import Perceived
 from edge.head.report import Outcomes
+from edge.head.shadows import Shadows
+from edge.head.turns import Turns
+from edge.head.uplink.budget import Budget
 from edge.head.ways import Ways
 from splitmesh.client.answers import AnsweredBy
 from splitmesh.client.segment import SegmentLink, SegmentResult
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.signals import Attr, Span
-from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_context_of, trace_id_of
-from splitmesh.model.gate import confidence
-from splitmesh.tensor import TensorLimits
+from splitmesh.kernel.telemetry import AttrValue, Telemetry, trace_context_of
+from splitmesh.tensor import Frame
 
 log = logging.getLogger(__name__)
 
-MAX_DEADLINE_MS = 600_000
-SHADOW_DEADLINE_S = 2.0
-MOST_LATENESS = 0.25
-"""Of a frame's deadline that is kept back at most because the host is late with things."""
+BUDGET_RETRY_S = 1.0
+"""After which a frame that found no budget and nobody else to answer it may be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,43 +61,60 @@ class _Frame:
     active: ActiveModel
     span: OtelSpan
     arrived_ns: int
-    expires: float
-    """On the loop's clock."""
-    deadline_s: float
-    """From its arrival."""
+    deadline: Deadline
 
 
 class Answerer:
-    """Answers frames with the active version of the model they ask for."""
+    """Answers frames with the active version of the model they ask for.
 
-    def __init__(self, models: Models, settings: HeadSettings, telemetry: Telemetry, outcomes: Outcomes) -> None:
+    Args:
+        models: what is loaded.
+        settings: of this head.
+        telemetry: a span per frame.
+        outcomes: counts every frame.
+        budget: asked before a frame crosses.
+        audits: shown every answer of a sure exit.
+        observers: told every frame that passed an exit, once, when it is answered.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        settings: HeadSettings,
+        telemetry: Telemetry,
+        outcomes: Outcomes,
+        *,
+        budget: Budget,
+        audits: Audits,
+        observers: Sequence[Observer],
+    ) -> None:
         self._models = models
         self._settings = settings
         self._telemetry = telemetry
         self._outcomes = outcomes
-        self._line = Line(settings.workers)
-        self._lateness = Lateness()
-        self._limits = TensorLimits(max_size_bytes=settings.max_frame_bytes)
+        self._budget = budget
+        self._audits = audits
+        self._observers = Observers(observers)
+        self._turns = Turns(settings)
+        self._margins = Margins(settings.answer_margin_ms)
+        self._shadows = Shadows(self._turns, budget)
         self._in_progress = 0
-        self._shadows: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to watch how punctual this process is."""
-        self._lateness.start()
+        self._margins.start()
 
     async def stop(self) -> None:
         """Let the worker threads go."""
-        for task in self._shadows:
-            task.cancel()
-        await asyncio.gather(*self._shadows, return_exceptions=True)
-        self._line.close()
-        await self._lateness.stop()
+        await self._shadows.stop()
+        self._turns.close()
+        await self._margins.stop()
 
     async def answer(self, request: FrameRequest) -> FrameAnswer:
         """The frame's answer.
 
         Raises MeshError for a bad frame, QUEUE_FULL when too many are in progress, DEADLINE_EXPIRED, and, for a version
-        without an exit, what kept the tail from answering.
+        without an exit, what kept the tail from answering, BUDGET_SPENT too.
         """
         try:
             return await self._traced(request)
@@ -121,154 +149,99 @@ class Answerer:
                 with ways.current.use() as active:
                     span.set_attribute(Attr.MODEL, active.info.model)
                     span.set_attribute(Attr.VERSION, active.info.version)
-                    return await self._answer(request, ways, active, span, arrived_ns)
+                    deadline = Deadline.of(request, self._settings.default_deadline_ms)
+                    return await self._answer(_Frame(request, ways, active, span, arrived_ns, deadline))
             finally:
                 self._in_progress -= 1
 
-    async def _answer(
-        self, request: FrameRequest, ways: Ways, active: ActiveModel, span: OtelSpan, arrived_ns: int
-    ) -> FrameAnswer:
-        deadline_ms = min(request.deadline_ms or self._settings.default_deadline_ms, MAX_DEADLINE_MS)
-        if request.waited_ms >= deadline_ms:
-            raise MeshError(Reason.DEADLINE_EXPIRED, f"it waited {request.waited_ms:.0f} ms for its turn")
-        loop = asyncio.get_running_loop()
-        frame = _Frame(
-            request,
-            ways,
-            active,
-            span,
-            arrived_ns,
-            loop.time() + (deadline_ms - request.waited_ms) / 1000,
-            deadline_ms / 1000,
-        )
+    async def _answer(self, frame: _Frame) -> FrameAnswer:
+        request, ways, active = frame.request, frame.ways, frame.active
+        escalate = request.outputs_needed and not exit_speaks_by_outputs(active)
         try:
-            async with asyncio.timeout_at(frame.expires):
-                escalate = request.outputs_needed and not exit_gives_outputs(active)
-                seen = await self._perceive(active, request, frame.expires, escalate=escalate)
+            async with asyncio.timeout_at(frame.deadline.expires):
+                seen = await self._turns.perceive(active, request, frame.deadline.expires, escalate=escalate)
         except TimeoutError as error:
-            raise MeshError(Reason.DEADLINE_EXPIRED, f"the head did not get to it in {deadline_ms} ms") from error
-        self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=span)
-        answer = FrameAnswer(
-            frame_id=request.frame_id,
-            active=active,
-            trace_id=trace_id_of(span),
-            times=StageTimes(
-                queue_ms=(seen.started_ns - arrived_ns) / 1e6 + seen.waited_ms,
-                decode_ms=(seen.decoded_ns - seen.started_ns) / 1e6,
-                head_ms=seen.head_ms,
-            ),
-        )
+            late = f"the head did not get to it in {frame.deadline.total_s * 1e3:.0f} ms"
+            raise MeshError(Reason.DEADLINE_EXPIRED, late) from error
+        answer = begun(request, active, seen, frame.span, frame.arrived_ns)
+        self._record(frame, seen, answer)
         ways.saw_head(active, answer.times.head_ms)
-        await self._decide(frame, seen, answer)
+        tail = await self._decide(frame, seen, answer)
         crossing_bytes = 0 if seen.packed is None else len(seen.packed.payload)
         ways.saw_end(active, uplink_bytes=crossing_bytes, tail_ms=answer.times.tail_ms)
-        if not self._shadows and (other := ways.shadow_due()) is not None:
-            task = asyncio.create_task(self._shadow(request, other))
-            self._shadows.add(task)
-            task.add_done_callback(self._shadows.discard)
-        answer.times.total_ms = (time.time_ns() - arrived_ns) / 1e6
-        span.set_attribute(Attr.ANSWERED_BY, answer.answered_by.value)
+        self._shadows.follow(request, ways)
+        answer.times.total_ms = (time.time_ns() - frame.arrived_ns) / 1e6
+        frame.span.set_attribute(Attr.ANSWERED_BY, answer.answered_by.value)
+        self._tell(frame, seen, answer, tail)
         return answer
 
-    async def _perceive(
-        self,
-        active: ActiveModel,
-        request: FrameRequest,
-        expires: float,
-        *,
-        escalate: bool = False,
-        priority: int | None = None,
-    ) -> Perceived:
-        """When it is this frame's turn, as a rule in a worker thread; DEADLINE_EXPIRED when that would be too late."""
-        settings = self._settings
-        job = partial(
-            perceive,
-            active,
-            request,
-            max_pixels=settings.max_pixels,
-            limits=self._limits,
-            codec=settings.codec,
-            escalate=escalate,
-        )
-        urgent = active.priority if priority is None else priority
-        return await self._line.do(
-            job,
-            expires=expires,
-            took=active.took,
-            priority=urgent,
-            company=active.company,
-            steady=active.steady and isinstance(request.content, Tensors),  # a picture's time to decode varies
-        )
-
-    async def _shadow(self, request: FrameRequest, other: ActiveModel) -> None:
-        """Send a frame that is answered already the other way, to learn what the link is like; nobody sees the answer."""
-        with other.use():
-            expires = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
-            try:
-                async with asyncio.timeout_at(expires):
-                    seen = await self._perceive(other, request, expires, escalate=True, priority=BEHIND_ALL)
-                if seen.packed is not None and other.link is not None:
-                    await other.link.run(seen.packed, trace_context=b"", deadline_s=SHADOW_DEADLINE_S)
-            except (MeshError, TimeoutError) as error:
-                log.debug("a shadow frame got no answer: %r", error)
-
-    async def _decide(self, frame: _Frame, seen: Perceived, answer: FrameAnswer) -> None:
-        """Fill in the answer: from the whole model, the exit, the tail, or the exit as fallback."""
-        manifest, link = frame.active.manifest, frame.active.link
-        exit_row = seen.exit_row
+    def _record(self, frame: _Frame, seen: Perceived, answer: FrameAnswer) -> None:
+        """Into the frame's trace, what the head saw."""
+        self._telemetry.record(Span.HEAD_DECODE, seen.started_ns, seen.decoded_ns, parent=frame.span)
         attributes: dict[Attr, AttrValue] = {}
-        if exit_row is not None:
-            answer.exit_confidence = float(np.nan_to_num(confidence(exit_row)[0]))
+        if seen.verdict is not None:
             attributes = {
                 Attr.EXIT: seen.exit,
                 Attr.EXIT_CONFIDENCE: answer.exit_confidence,
-                Attr.THRESHOLD: frame.active.gate.threshold,
+                Attr.THRESHOLD: seen.verdict.threshold,
             }
         self._telemetry.record(
             Span.HEAD_SEGMENT, seen.begun_ns, seen.ended_ns, parent=frame.span, attributes=attributes
         )
-        if manifest.split is None or link is None:
-            fill(answer, frame.active, seen.outputs, classes=not frame.request.outputs_needed)
+
+    async def _decide(self, frame: _Frame, seen: Perceived, answer: FrameAnswer) -> TailSaid | None:
+        """Fill in the answer: from the whole model, the exit, the tail, or whoever stands in for it. What the tail said."""
+        active, link = frame.active, frame.active.link
+        if active.manifest.split is None or link is None:
+            fill(answer, active, seen.outputs, classes=not frame.request.outputs_needed)
             answer.answered_by = AnsweredBy.EDGE_WHOLE
-            self._outcomes.edge_whole(frame.active.info)
-            return
-        answer.cut = tuple(tensor.name for tensor in manifest.split.cut)
-        if exit_row is not None and seen.packed is None:
+            self._outcomes.edge_whole(active.info)
+            return None
+        answer.cut = tuple(tensor.name for tensor in active.manifest.split.cut)
+        if seen.packed is None:
             fill_from_exit(answer, seen)
             answer.answered_by = AnsweredBy.EDGE_EXIT
-            self._outcomes.edge_exit(frame.active.info)
-            return
+            self._outcomes.edge_exit(active.info)
+            return None
         try:
-            result = await self._escalate(frame, link, seen, answer)
-            fill(answer, frame.active, result.outputs)
-            # Only now: an answer that cannot be used crossed for nothing.
-            answer.uplink_bytes = 0 if seen.packed is None else len(seen.packed.payload)
-            answer.rate = seen.rate
+            self._require_budget(active.info.model, seen, seen.packed)
+            result = await self._escalate(frame, link, seen.packed, seen.rate, answer.times)
+            fill(answer, active, result.outputs)
+            said = None if seen.verdict is None else tail_said(active, result.outputs, seen.verdict)
         except MeshError as error:
-            if await self._answer_whole(frame, answer, error.reason, exit_follows=exit_row is not None):
-                return
-            if exit_row is None or (frame.request.outputs_needed and not exit_gives_outputs(frame.active)):
-                raise
-            fill_from_exit(answer, seen)
-            answer.answered_by = AnsweredBy.EDGE_FALLBACK
-            answer.fallback_reason = error.reason
-            frame.span.set_attribute(Attr.FALLBACK_REASON, error.reason.value)
-            self._outcomes.fallback(frame.active.info, error.reason)
-            return
+            await self._answer_without_tail(frame, seen, answer, error)
+            return None
+        # Only now: an answer that cannot be used crossed for nothing.
+        answer.uplink_bytes, answer.rate = len(seen.packed.payload), seen.rate
         answer.answered_by = AnsweredBy.CLOUD_TAIL
-        disagreed = exit_row is not None and disagrees(answer, result.outputs, exit_row)
-        self._outcomes.cloud_tail(frame.active.info, disagreed=disagreed)
+        self._outcomes.cloud_tail(active.info, disagreed=said is not None and said.disagreed)
+        return said
+
+    async def _answer_without_tail(self, frame: _Frame, seen: Perceived, answer: FrameAnswer, error: MeshError) -> None:
+        """Fill in the answer of a hard frame that no tail answers: by the whole model, else by the exit; else raise why."""
+        reason, active = error.reason, frame.active
+        if reason is Reason.BUDGET_SPENT:
+            add_routing(answer, refused=error.message)
+        if await self._answer_whole(frame, answer, reason, exit_follows=seen.exit_row is not None):
+            return
+        if seen.exit_row is None or (frame.request.outputs_needed and not exit_gives_outputs(active)):
+            raise error
+        fill_from_exit(answer, seen)
+        answer.answered_by = AnsweredBy.EDGE_FALLBACK
+        answer.fallback_reason = reason
+        frame.span.set_attribute(Attr.FALLBACK_REASON, reason.value)
+        self._outcomes.fallback(active.info, reason)
 
     async def _answer_whole(self, frame: _Frame, answer: FrameAnswer, reason: Reason, *, exit_follows: bool) -> bool:
         """Answer here with the whole model, where it is one of the ways and there is time left; whether that was so."""
         other = frame.ways.whole()
         if other is None:
             return False
-        until = frame.expires - (self._margin_s(frame) if exit_follows else 0.0)
+        until = frame.deadline.expires - (self._margins.margin_s(frame.deadline) if exit_follows else 0.0)
         with other.use():
             try:
                 async with asyncio.timeout_at(until):
-                    seen = await self._perceive(other, frame.request, until)
+                    seen = await self._turns.perceive(other, frame.request, until)
                 fill(answer, other, seen.outputs)
             except (MeshError, TimeoutError) as error:
                 log.warning("the whole model could not answer instead of the tail: %s", error)
@@ -282,30 +255,35 @@ class Answerer:
         self._outcomes.edge_whole(other.info)
         return True
 
-    async def _escalate(self, frame: _Frame, link: SegmentLink, seen: Perceived, answer: FrameAnswer) -> SegmentResult:
-        if seen.packed is None:
-            raise AssertionError("a frame escalates only when it was packed")
-        answer.times.encode_ms = (seen.packed_ns - seen.ended_ns) / 1e6
+    def _require_budget(self, model: str, seen: Perceived, packed: Frame) -> None:
+        """Take what the frame needs to cross, or raise BUDGET_SPENT; without an exit any frame is worth all."""
+        worth = 1.0 if seen.verdict is None else seen.verdict.worth
+        if refused := self._budget.refuses(model, worth, len(packed.payload)):
+            raise MeshError(Reason.BUDGET_SPENT, refused, retry_after_s=BUDGET_RETRY_S)
+
+    async def _escalate(
+        self, frame: _Frame, link: SegmentLink, packed: Frame, rate: int | None, times: StageTimes
+    ) -> SegmentResult:
         with self._telemetry.span(Span.HEAD_ESCALATE, parent=frame.span) as span:
-            left_s = self._left_s(frame)
+            left_s = self._margins.left_s(frame.deadline, frame.ways)
             if left_s <= 0:
                 raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
-            result = await link.run(seen.packed, trace_context=trace_context_of(span), deadline_s=left_s)
-            if seen.rate is not None:
-                span.set_attribute(Attr.RATE, seen.rate)
-            span.set_attribute(Attr.UPLINK_BYTES, len(seen.packed.payload))
-        answer.times.tail_queue_ms = result.later_queue_ms
-        answer.times.tail_ms = result.later_compute_ms
-        answer.times.link_ms = result.links_ms
+            result = await link.run(packed, trace_context=trace_context_of(span), deadline_s=left_s)
+            if rate is not None:
+                span.set_attribute(Attr.RATE, rate)
+            span.set_attribute(Attr.UPLINK_BYTES, len(packed.payload))
+        times.tail_queue_ms = result.later_queue_ms
+        times.tail_ms = result.later_compute_ms
+        times.link_ms = result.links_ms
+        self._budget.crossed(frame.active.info.model, cloud_ms=result.later_compute_ms)
         return result
 
-    def _left_s(self, frame: _Frame) -> float:
-        """How long a frame may wait for the tail: time for the whole model is kept back where it would be enough."""
-        left_s = frame.expires - asyncio.get_running_loop().time() - self._margin_s(frame)
-        whole_s = frame.ways.whole_ms() / 1000
-        return left_s - whole_s if whole_s < left_s else left_s
-
-    def _margin_s(self, frame: _Frame) -> float:
-        """Kept back for the exit's answer: as set, and as much more as this host was late with things lately."""
-        late_s = min(self._lateness.peak_s, frame.deadline_s * MOST_LATENESS)
-        return self._settings.answer_margin_ms / 1000 + late_s
+    def _tell(self, frame: _Frame, seen: Perceived, answer: FrameAnswer, tail: TailSaid | None) -> None:
+        """Those who look at decided frames, of one that passed an exit."""
+        if seen.verdict is None:
+            return
+        arrived = datetime.fromtimestamp(frame.arrived_ns / 1e9, UTC)
+        decided = Decided(frame.request, frame.active, seen, seen.verdict, answer, arrived, tail)
+        if answer.answered_by is AnsweredBy.EDGE_EXIT and self._audits.take(decided):
+            add_routing(answer, audited=True)
+        self._observers.decided(decided)

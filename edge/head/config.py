@@ -17,6 +17,8 @@ from splitmesh.kernel.supervisor import ReplicaSettings
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """What the registry accepts as the name of a model or an alias."""
 _LEVELS = [str(level) for level in range(10)]
+SAMPLE_CONTENTS = frozenset({"picture", "thumbnail", "features"})
+"""What is kept of a sample beside its record."""
 
 
 class HeadSettings(ReplicaSettings, ProfilingSettings):
@@ -81,6 +83,24 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
     """How long a new version waits for a tail to accept it before the head switches to it all the same, seconds."""
     report_interval_s: float = Field(default=1.0, gt=0)
     """Time between two reports of outcomes to the router, seconds."""
+    site: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The site that this head stands in: heads of a site share its uplink's budget, and its name is in the records of samples."""
+    max_backlog_ms: float = Field(default=100.0, gt=0)
+    """How long a frame may have to wait at the least crowded tail before fewer hard samples are sent there, milliseconds."""
+    samples: bool = True
+    """Hard, audited and disputed samples are kept in `data_dir` with their pictures, to be labelled and trained on."""
+    sample_max_bytes: int = Field(default=20 * 1024**3, ge=1)
+    """Most that the pictures and features of kept samples may take, bytes; those easiest to replace go first, and are counted."""
+    sample_max_records: int = Field(default=100_000, ge=1)
+    """Most samples that are kept."""
+    sample_bytes_per_s: int = Field(default=1024**2, ge=1)
+    """Most bytes of pictures and features that are written for kept samples, each second over many seconds; half of what is saved
+    up is left to samples that were disputed or audited. What comes faster is dropped and counted."""
+    sample_features: bool = False
+    """The features of a sample that crossed are kept beside its picture."""
+    sample_sharing: str = ""
+    """What of a kept sample may leave this head when it is asked for: `picture`, `thumbnail` (at most 160 pixels a side),
+    `features`, separated by commas; empty: records only."""
 
     @field_validator("models")
     @classmethod
@@ -105,6 +125,13 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
             by_latency=self.balance == "latency", eject_factor=self.eject_factor, hedge_budget=self.hedge_budget
         )
 
+    @field_validator("sample_sharing")
+    @classmethod
+    def _known_contents(cls, sharing: str) -> str:
+        if unknown := sorted(set(_split(sharing)) - SAMPLE_CONTENTS):
+            raise ValueError(f"{', '.join(unknown)}: only {', '.join(sorted(SAMPLE_CONTENTS))} can be shared")
+        return sharing
+
     @field_validator("priorities")
     @classmethod
     def _some_priorities(cls, priorities: str) -> str:
@@ -128,6 +155,9 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
             "max_frames": places,
             "credit": min(self.credit, places),
             "max_cache_bytes": max(1, self.max_cache_bytes // self.processes),
+            "sample_max_bytes": max(1, self.sample_max_bytes // self.processes),
+            "sample_max_records": max(1, self.sample_max_records // self.processes),
+            "sample_bytes_per_s": max(1, self.sample_bytes_per_s // self.processes),
         }
 
     def usable_cores(self) -> int:
@@ -138,6 +168,10 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
     def priority_of(self, model: str) -> int:
         """0 to 9."""
         return _priorities(self.priorities).get(model, 0)
+
+    def shared_contents(self) -> frozenset[str]:
+        """`sample_sharing` as a set."""
+        return frozenset(_split(self.sample_sharing))
 
     def model_names(self) -> list[str]:
         """`models` as a list."""

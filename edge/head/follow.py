@@ -1,20 +1,21 @@
-"""Follows the registry's alias and the router's policy, and keeps the newest loaded version active.
+"""Follows the registry's alias and keeps the newest loaded version active.
 
-Everything heard is kept on disk: a head that restarts with the cable cut answers with the last version and policy.
+What is heard is kept on disk: a head that restarts with the cable cut answers with the last version, by the last policy
+(``policies.py``).
 A new version is loaded, warmed and accepted by a tail before frames go to it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from edge.head.active import ActiveModel
 from edge.head.config import HeadSettings
+from edge.head.fitted import fetch_fitted
 from edge.head.load import open_head
+from edge.head.policies import Policies, Told
 from edge.head.ways import Way, Ways, estimator_for
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.link_estimate import LinkEstimator
@@ -24,7 +25,6 @@ from splitmesh.client.segment import SegmentLink
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
 from splitmesh.model.alternatives import ALTERNATIVES, AlternativeSet
-from splitmesh.model.gate import ESCALATE_ALL, Gate
 from splitmesh.model.hop_codec import hop_codec
 from splitmesh.model.manifest import Manifest
 from splitmesh.model.rates import RateChooser
@@ -41,14 +41,21 @@ class ModelFollower:
     """One model of this head."""
 
     def __init__(
-        self, model: str, settings: HeadSettings, channels: Channels, on_active: Callable[[], Awaitable[None]]
+        self,
+        model: str,
+        settings: HeadSettings,
+        channels: Channels,
+        on_active: Callable[[], Awaitable[None]],
+        on_audit_share: Told,
     ) -> None:
         self._model = model
         self._on_active = on_active
         self._settings = settings
         self._channels = channels
         self._registry = RegistryClient(channels)
-        self._routing = RoutingClient(channels)
+        self._policies = Policies(
+            settings.data_dir / "policies", RoutingClient(channels), settings.node, on_audit_share
+        )
         self._cache = ModelCache(settings.data_dir, self._registry, max_bytes=settings.max_cache_bytes)
         self._note = f"{model}@{settings.alias}"
         self._wanted: VersionInfo | None = None
@@ -146,7 +153,9 @@ class ModelFollower:
         for task in self._policy_tasks:
             task.cancel()
         self._policy_tasks = [
-            asyncio.create_task(self._follow_policy(active)) for active in fresh.all if active.manifest.exit is not None
+            asyncio.create_task(self._policies.follow(active))
+            for active in fresh.all
+            if active.manifest.exit is not None
         ]
         if old is not None:
             retiring = asyncio.create_task(old.retire())
@@ -178,6 +187,7 @@ class ModelFollower:
         """Fetched, warmed, connected, with the policy last heard."""
         manifest = await self._cache.manifest(version)
         coder = await self._coder(version, manifest)
+        fitted = await fetch_fitted(self._cache, version, manifest)
         opened = await open_head(self._cache, version, manifest, self._settings, threads=self._threads())
         priority = self._settings.priority_of(self._model)
         link, rates = None, None
@@ -208,6 +218,7 @@ class ModelFollower:
             threads=opened.threads,
             company=opened.company,
             priority=priority,
+            fitted=fitted,
         )
         try:
             await self._prepare(fresh, wait_for_tail=wait_for_tail)
@@ -232,55 +243,12 @@ class ModelFollower:
 
     async def _prepare(self, fresh: ActiveModel, *, wait_for_tail: bool) -> None:
         """The last known policy, and streams to the tails."""
-        self._set_gate(fresh, await asyncio.to_thread(self._read_policy, fresh.info.version))
+        await self._policies.recall(fresh)
         if fresh.link is None:
             return
         await fresh.link.start()
         if wait_for_tail and not await fresh.link.wait_accepted(self._settings.switch_wait_s):
             log.warning("no tail accepts %s version %d; switching all the same", self._model, fresh.info.version)
-
-    async def _follow_policy(self, active: ActiveModel) -> None:
-        version = active.info.version
-        while True:
-            try:
-                async for policy in self._routing.watch_policy(self._model, version, self._settings.node):
-                    self._set_gate(active, policy.threshold)
-                    await self._keep_policy(version, policy.threshold)
-            except Exception as error:
-                unforeseen = not isinstance(error, MeshError)
-                log.error(
-                    "the policy of %s version %d cannot be followed; again in %.0f s: %s",
-                    self._model, version, PAUSE_S, error, exc_info=unforeseen,
-                )  # fmt: skip
-            await asyncio.sleep(PAUSE_S)
-
-    async def _keep_policy(self, version: int, threshold: float) -> None:
-        try:
-            await asyncio.to_thread(self._write_policy, version, threshold)
-        except OSError as error:
-            log.warning("the policy is in force but not kept for a restart: %s", error)
-
-    def _set_gate(self, active: ActiveModel, threshold: float) -> None:
-        active.gate = Gate(threshold)
-        log.info("threshold %.4f for %s version %d", threshold, self._model, active.info.version)
-
-    def _policy_path(self, version: int) -> Path:
-        return self._settings.data_dir / "policies" / f"{self._model}-{version}.json"
-
-    def _write_policy(self, version: int, threshold: float) -> None:
-        path = self._policy_path(version)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"threshold": threshold}))
-        temporary.replace(path)
-
-    def _read_policy(self, version: int) -> float:
-        """The threshold last heard; everything escalates when there is none or it is damaged."""
-        try:
-            policy = json.loads(self._policy_path(version).read_bytes())
-            return Gate(float(policy["threshold"])).threshold
-        except (FileNotFoundError, ValueError, KeyError, TypeError, MeshError):
-            return ESCALATE_ALL
 
 
 class Models:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.head.active import ActiveModel
-from splitmesh.client.answers import AnsweredBy
+from splitmesh.client.answers import AnsweredBy, Routing
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.tensor.spec import Array, Buffer, TensorSpec
 
@@ -114,3 +114,9 @@ class FrameAnswer:
     """At which what crossed was coded."""
     exit: int | None = None
     """Which exit answered, counted from the input."""
+    named: int | None = None
+    """Class that an exit's answer names; None: the most probable one of ``row``. Another one where costs are stated."""
+    routing: Routing | None = None
+    """How it was decided; None for a version without an exit."""
+    trace_context: bytes = b""
+    """Of the head's span, 25 bytes, for what is done about the frame after its answer; empty: none was kept."""

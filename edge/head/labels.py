@@ -1,4 +1,4 @@
-"""An answer's classes, the probable ones first, as the bytes of the contract's ``labels``.
+"""An answer's classes, the one that it names and then the probable ones, as the bytes of the contract's ``labels``.
 
 A thousand label messages made one by one take longer than a small head's arithmetic. What stays the same of each, its number
 and name, is therefore encoded once; only the score is written per answer.
@@ -27,9 +27,16 @@ def most_probable(row: NDArray[np.float64], most: int) -> NDArray[np.intp]:
     return candidates[np.argsort(-row[candidates], kind="stable")[:most]]
 
 
-def add_labels(response: pb.InferResponse, row: NDArray[np.float64], names: tuple[str, ...], most: int) -> None:
-    """Add the probable classes to an answer without any; a class without a name gets an empty one."""
+def add_labels(
+    response: pb.InferResponse, row: NDArray[np.float64], names: tuple[str, ...], most: int, first: int | None = None
+) -> None:
+    """Add the probable classes to an answer without any; a class without a name gets an empty one.
+
+    The class ``first`` stands before those that are more probable, with its own score.
+    """
     order = most_probable(row, min(most or MOST_LABELS, MOST_LABELS))
+    if first is not None and order[0] != first:
+        order = np.concatenate([[first], order[order != first]])[: len(order)]
     scores = row[order].astype("<f4").tobytes()
     before = _before_scores(names, len(row))
     parts: list[bytes] = [b""] * (2 * len(order))

@@ -10,16 +10,19 @@ from google.protobuf.message import Message
 from edge.head.frame import FrameAnswer, FrameRequest, Picture, Tensors
 from edge.head.labels import add_labels
 from splitmesh.api.inference.v1 import inference_pb2 as pb
-from splitmesh.client.answers import AnsweredBy
+from splitmesh.api.routing.v1 import routing_pb2
+from splitmesh.client.answers import AnsweredBy, Routing
 from splitmesh.errors import field_error
 from splitmesh.kernel.tensors import spec_from_message, with_tensors
 from splitmesh.kernel.wire import Lifted
-from splitmesh.model.finding import FINDINGS
+from splitmesh.routing.finding import FINDINGS
+from splitmesh.routing.gate import Why
 from splitmesh.tensor.spec import Buffer
 
 M = TypeVar("M", bound=Message)
 
 _ANSWERED_BY = {who: pb.AnsweredBy.Value(f"ANSWERED_BY_{who.value}") for who in AnsweredBy}
+_WHY = {why: routing_pb2.RouteReason.Value(f"ROUTE_REASON_{why.value}") for why in Why}
 
 
 def frame_from_message(request: pb.InferRequest, blobs: Sequence[Buffer], *, waited_ms: float = 0.0) -> FrameRequest:
@@ -87,6 +90,20 @@ def _facts(answer: FrameAnswer) -> pb.InferResponse:
             tail_ms=times.tail_ms,
             total_ms=times.total_ms,
         ),
+        routing=None if answer.routing is None else _routing(answer.routing),
+    )
+
+
+def _routing(routing: Routing) -> pb.Routing:
+    return pb.Routing(
+        why=_WHY[routing.why],
+        score=routing.score,
+        ease=routing.ease,
+        threshold=routing.threshold,
+        worth=routing.worth,
+        refused=routing.refused,
+        audited=routing.audited,
+        policy_revision=routing.policy_revision,
     )
 
 
@@ -96,7 +113,7 @@ def _with_content(message: M, response: pb.InferResponse, answer: FrameAnswer, m
         names = answer.active.manifest.labels
         if not names and answer.outputs is None:
             names = FINDINGS  # of a detector's exit
-        add_labels(response, answer.row, names, max_labels)
+        add_labels(response, answer.row, names, max_labels, answer.named)
     elif answer.outputs is not None:
         return with_tensors(message, response.outputs, answer.outputs)
     return message

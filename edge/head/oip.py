@@ -182,6 +182,8 @@ def _parameters(answers: Sequence[FrameAnswer], *, timings: bool) -> dict[str, V
     }
     if any(answer.fallback_reason for answer in answers):
         parameters["fallback_reason"] = ",".join(answer.fallback_reason or "" for answer in answers)
+    if any(answer.routing for answer in answers):
+        parameters["routing_why"] = ",".join(answer.routing.why if answer.routing else "" for answer in answers)
     if timings:
         for field in fields(StageTimes):
             parameters[field.name] = max(getattr(answer.times, field.name) for answer in answers)

@@ -6,12 +6,14 @@ Blocking; one job in one worker thread, so that a hard frame does not queue a se
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge.head.active import ActiveModel
 from edge.head.frame import FrameRequest, Picture, Tensors
 from edge.head.staged import run_head
 from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.routing.gate import Verdict
 from splitmesh.tensor import Frame, TensorLimits, from_bytes, pack, require_finite
 from splitmesh.tensor.spec import Array, Buffer, TensorSpec, spec_of
 
@@ -25,8 +27,8 @@ class Perceived:
     """Probabilities ``[1, classes]`` of the deepest exit that was reached; None without an exit."""
     exit: int
     """Its number, counted from the input; -1 without an exit."""
-    sure: bool
-    """The gate lets the exit answer."""
+    verdict: Verdict | None
+    """Of the gate, about that row; None without an exit."""
     packed: Frame | None
     """The features of a hard frame; None when no tail is needed."""
     rate: int | None
@@ -38,6 +40,12 @@ class Perceived:
     packed_ns: int
     waited_ms: float = 0.0
     """Of the head's time: for other frames' run to end."""
+    complete: bool = True
+    """The whole head ran: ``outputs`` has what would cross."""
+    score: str = ""
+    """What the verdict's ease is; empty without an exit."""
+    policy_revision: int = 0
+    """By which the gate was made; 0: none was heard of."""
 
     @property
     def head_ms(self) -> float:
@@ -66,20 +74,20 @@ def perceive(
     started_ns = time.time_ns()
     feeds = _feeds(active, request, max_pixels, limits)
     decoded_ns = time.time_ns()
-    run = run_head(active.session, active.manifest, active.gate, feeds, escalate=escalate)
+    gate, revision = active.gate, active.policy_revision
+    run = run_head(active.session, active.manifest, gate, feeds, camera=request.camera_id, escalate=escalate)
     ended_ns = time.time_ns()
     if run.complete and active.company == 1:  # frames computed together are recorded where they are
         active.live.record(1, (ended_ns - decoded_ns) / 1e6)
-    split, packed, rate = active.manifest.split, None, None
-    if split is not None and not run.sure:
-        rate = active.rate
-        tensors = [(tensor.name, run.outputs[tensor.name]) for tensor in split.wire]
-        packed = pack(tensors, active.packing(rate, codec))
+    packed: Frame | None = None
+    rate: int | None = None
+    if active.manifest.split is not None and (run.verdict is None or not run.verdict.sure):
+        packed, rate = packed_for_tail(active, run.outputs, codec)
     return Perceived(
         run.outputs,
         run.exit_row,
         run.exit,
-        run.sure,
+        run.verdict,
         packed,
         rate,
         started_ns,
@@ -87,7 +95,19 @@ def perceive(
         ended_ns,
         time.time_ns(),
         run.waited_ms,
+        complete=run.complete,
+        score="" if run.verdict is None else gate.judge.rule.score,
+        policy_revision=revision,
     )
+
+
+def packed_for_tail(active: ActiveModel, outputs: Mapping[str, Array], codec: str) -> tuple[Frame, int | None]:
+    """What crosses of a complete head's outputs, and at which rate of the version's coder; None for a general codec."""
+    if active.manifest.split is None:
+        raise AssertionError("only what is split crosses")
+    rate = active.rate
+    tensors = [(tensor.name, outputs[tensor.name]) for tensor in active.manifest.split.wire]
+    return pack(tensors, active.packing(rate, codec)), rate
 
 
 def _feeds(active: ActiveModel, request: FrameRequest, max_pixels: int, limits: TensorLimits) -> dict[str, Array]:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edge.head.together import Together
-from splitmesh.model.gate import Gate
 from splitmesh.model.manifest import ExitInfo, Manifest
+from splitmesh.routing.finding import FINDINGS
+from splitmesh.routing.gate import Gate, Verdict
 from splitmesh.runtime import Session
 from splitmesh.tensor.spec import Array, TensorSpec
 
@@ -66,8 +67,8 @@ class HeadRun:
     """Of the deepest exit that was reached ``[1, classes]``; None without an exit."""
     exit: int
     """Its number, counted from the input; -1 without an exit."""
-    sure: bool
-    """It may answer."""
+    verdict: Verdict | None
+    """About its row; None without an exit."""
     complete: bool
     """The whole head ran."""
     waited_ms: float = 0.0
@@ -75,34 +76,49 @@ class HeadRun:
 
 
 def run_head(
-    session: Session, manifest: Manifest, gate: Gate, feeds: Mapping[str, Array], *, escalate: bool
+    session: Session, manifest: Manifest, gate: Gate, feeds: Mapping[str, Array], *, camera: str = "", escalate: bool
 ) -> HeadRun:
     """Run until an exit is sure, or to the end; with ``escalate`` to the end in any case, no exit being sure."""
     exits = manifest.exits()
     if not isinstance(session, StagedHead):
         outputs, waited_ms = session.run_timed(feeds) if isinstance(session, Together) else (session.run(feeds), 0.0)
         if not exits:
-            return HeadRun(outputs, None, -1, sure=False, complete=True, waited_ms=waited_ms)
-        row = outputs[exits[-1].output]
-        sure = not escalate and may_answer(exits[-1], gate, row)
-        return HeadRun(outputs, row, 0, sure=sure, complete=True, waited_ms=waited_ms)
+            return HeadRun(outputs, None, -1, None, complete=True, waited_ms=waited_ms)
+        verdict = judged(manifest, exits[-1], gate, outputs, camera=camera, asked=escalate)
+        return HeadRun(outputs, outputs[exits[-1].output], 0, verdict, complete=True, waited_ms=waited_ms)
     tensors, last = dict(feeds), len(exits) - 1
     for number, (stage, exit_) in enumerate(zip(session.stages, exits, strict=True)):
         tensors |= _run(stage, tensors)
-        row = tensors[exit_.output]
-        sure = not escalate and may_answer(exit_, gate, row)
-        if sure or number == last:
+        verdict = judged(manifest, exit_, gate, tensors, camera=camera, asked=escalate)
+        if verdict.sure or number == last:
             kept = {name: tensors[name] for name in _given_by(manifest) if name in tensors}
-            return HeadRun(kept, row, number, sure=sure, complete=number == last)
+            return HeadRun(kept, tensors[exit_.output], number, verdict, complete=number == last)
     raise AssertionError("a staged head has an exit")
 
 
-def may_answer(exit_: ExitInfo, gate: Gate, row: Array) -> bool:
-    """Whether the exit's row ``[1, classes]`` may stand as the answer.
+def judged(
+    manifest: Manifest,
+    exit_: ExitInfo,
+    gate: Gate,
+    outputs: Mapping[str, Array],
+    *,
+    camera: str = "",
+    asked: bool = False,
+) -> Verdict:
+    """What the gate says about an exit, by what the head gave so far; errors as :meth:`Gate.verdict`.
 
-    A detector's exit can only say that there is nothing: what it is that was found, and where, the tail says.
+    Scores that were fitted, and what is unusual, are known of the exit at the cut alone.
     """
-    return bool(gate.decide(row, finding=exit_.finding is not None)[0])
+    at_cut = exit_ is manifest.exit
+    return gate.verdict(
+        outputs[exit_.output],
+        logits=None if exit_.logits is None else outputs[exit_.logits],
+        features=outputs[exit_.features] if at_cut and exit_.features is not None else None,
+        camera=camera,
+        labels=FINDINGS if exit_.finding is not None else manifest.labels,
+        asked=asked,
+        at_cut=at_cut,
+    )
 
 
 def _given_by(manifest: Manifest) -> list[str]:

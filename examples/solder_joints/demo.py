@@ -31,7 +31,7 @@ from splitmesh.client import Answer, AnsweredBy, FrameFailure
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient, PlanRow
 from splitmesh.client.registry import RegistryClient
-from splitmesh.client.routing import RoutingClient
+from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.compress.report import Report
 from splitmesh.kernel.signals import Span
 from splitmesh.model.calibration import pack_calibration
@@ -155,7 +155,7 @@ async def run_demo(folder: Path, frames: DemoFrames, options: Options, console: 
 
 
 async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Options, console: Console) -> int:
-    """Push, plan, split, compress, state the tolerance, promote; returns the deployed version."""
+    """Push, plan, split, compress, state the goals, promote; returns the deployed version."""
     registry = RegistryClient(mesh.channels)
     parts = version_parts(folder / "model.onnx", folder / "labels.json", folder / "preprocess.json", None)
     parts[CALIBRATION] = pack_calibration(frames.calibration)
@@ -189,7 +189,7 @@ async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Opt
         f"compressed into version {version}: {wire_bytes(made)} bytes a sample, the exit agrees with the full model on "
         f"{exit_.share:.1%} of {exit_.n} held-out pictures ({exit_.low:.1%} to {exit_.high:.1%})"
     )
-    await RoutingClient(mesh.channels).set_tolerance(MODEL, options.max_disagreement)
+    await RoutingClient(mesh.channels).set_goals(MODEL, Goals(options.max_disagreement))
     await registry.set_alias(MODEL, "production", version)
     policies = RoutingClient(mesh.channels).watch_policy(MODEL, version, "demo")
     policy = await anext(policies)

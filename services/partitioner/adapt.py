@@ -17,7 +17,7 @@ from splitmesh.model.manifest import MANIFEST, OUTCOMES, Manifest
 from splitmesh.model.outcomes import CalibrationOutcomes
 from splitmesh.model.plan_options import Link
 from splitmesh.model.profile_data import CutProfile, Profile
-from splitmesh.model.threshold import choose_threshold
+from splitmesh.routing.threshold import choose_threshold
 
 CREATED_BY = "partitioner"
 
@@ -93,7 +93,7 @@ class Adapter:
             return 1.0
         if OUTCOMES not in info.artifacts:
             return 1.0 if cut.escalation is None else cut.escalation
-        outcomes = CalibrationOutcomes.from_json(await self._registry.fetch(info, OUTCOMES))
+        outcomes = CalibrationOutcomes.from_bytes(await self._registry.fetch(info, OUTCOMES))
         choice = await asyncio.to_thread(
             choose_threshold,
             *outcomes.columns(),

@@ -10,7 +10,7 @@ from splitmesh.kernel.config import ServiceSettings, data_dir_default
 
 
 class RouterSettings(ServiceSettings):
-    """Where tolerances and counts are kept, what is tolerated by default, how many may watch."""
+    """Where goals, budgets and counts are kept, what is tolerated by default, how many may watch."""
 
     data_dir: Path = Field(default_factory=lambda: data_dir_default("router"))
     """Folder of the database; made when missing."""
@@ -18,6 +18,15 @@ class RouterSettings(ServiceSettings):
     """Tolerated share of samples that the exit answers otherwise than the full model, where nobody stated one."""
     default_delta: float = Field(default=0.05, gt=0, lt=1)
     """Probability that the bound on the disagreement is wrong, where nobody stated one."""
+    default_audit_share: float = Field(default=0.015, ge=0, le=0.5)
+    """Share of the exits' answers that are asked of the tail all the same, where nobody stated one."""
+    share_interval_s: float = Field(default=0.25, gt=0)
+    """Least time between two changes of what a head may send, seconds."""
+    max_backlog_ms: float = Field(default=100.0, gt=0)
+    """How long a frame may have to wait at a site's least crowded tail before its heads are given less of the tails' time,
+    milliseconds."""
+    max_sharers: int = Field(default=1024, ge=1)
+    """Streams of heads that share a site's uplink open at once; one more is refused with QUEUE_FULL."""
     max_watchers: int = Field(default=1024, ge=1)
     """Policy streams open at once; one more is refused with QUEUE_FULL."""
     watch_stream_s: float = Field(default=900.0, gt=0)

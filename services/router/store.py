@@ -1,8 +1,8 @@
-"""What the router remembers: tolerances, policy revisions, sums of outcomes, how crowded each head's tails
-were last. The port, and the store in memory.
+"""What the router remembers: goals, sites, policy revisions, sums of outcomes, how crowded each head's tails were last. The
+port, and the store in memory.
 
 `store_sqlite.py` is the durable one; both pass the same conformance suite. Knows counts and numbers, not gRPC, and
-nothing of how a policy is computed.
+nothing of how a policy is computed or a site's uplink shared: goals and sites are texts here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
+
+from splitmesh.routing import audit
 
 MAX_REASONS = 64
 """Distinct reason codes kept per node and version; further ones are counted under OTHER."""
@@ -25,16 +27,6 @@ MAX_ENTRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Tolerance:
-    """Stated by a person for a model."""
-
-    max_disagreement: float
-    """Share of samples, 0..1 exclusive."""
-    delta: float
-    """Probability that the bound is wrong, 0..1 exclusive."""
-
-
-@dataclass(frozen=True, slots=True)
 class Counts:
     """Decided samples."""
 
@@ -46,6 +38,8 @@ class Counts:
     refused: Mapping[str, int] = field(default_factory=dict)
     """By reason code."""
     edge_whole: int = 0
+    hard: Mapping[str, int] = field(default_factory=dict)
+    """Why samples were hard, by `RouteReason` without its prefix."""
 
     def plus(self, other: Counts) -> Counts:
         """The sum."""
@@ -56,6 +50,7 @@ class Counts:
             _sum(self.edge_fallback, other.edge_fallback),
             _sum(self.refused, other.refused),
             self.edge_whole + other.edge_whole,
+            _sum(self.hard, other.hard),
         )
 
 
@@ -71,6 +66,27 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """What is known of one decided sample, without the sample; the fields are ``splitmesh.api.routing.v1.Sight``'s."""
+
+    camera: str
+    exit_class: int
+    """Class that the exit named; of a detector's exit 0: nothing, 1: something."""
+    ease: float
+    """0..1, NaN where it is undefined."""
+    unusual: bool | None
+    """None: not looked at."""
+    tail_class: int | None
+    """None: not asked, or it did not answer."""
+    audited: bool
+    """The exit was sure, and the tail was asked to check it."""
+    exit: int
+    """Which exit decided, counted from the input."""
+    age_ms: float
+    """Before the report was made."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one head counted since its last report."""
 
@@ -83,6 +99,12 @@ class Report:
     counts: Counts
     load: Load | None = None
     """None for a version without tails."""
+    sights: tuple[Sight, ...] = ()
+    """In the order of time; not stored here."""
+    audits: Mapping[audit.Stratum, audit.Counts] = field(default_factory=dict)
+    """Since the last report; not stored here."""
+    sights_left_out: int = 0
+    """That there was no room to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +152,19 @@ class RouterStore(Protocol):
         """Let go; safe to call after a failed start."""
         ...
 
-    async def tolerance(self, model: str) -> Tolerance | None:
-        """What was stated for the model last."""
+    async def goals(self, model: str) -> str | None:
+        """What was stated for the model last, as text."""
         ...
 
-    async def set_tolerance(self, model: str, tolerance: Tolerance) -> None:
+    async def set_goals(self, model: str, text: str) -> None:
+        """State it."""
+        ...
+
+    async def sites(self) -> dict[str, str]:
+        """What was stated for each site last, as text, by name."""
+        ...
+
+    async def set_site(self, name: str, text: str) -> None:
         """State it."""
         ...
 
@@ -155,7 +185,8 @@ class MemoryStore:
     """A RouterStore that forgets everything at its end, for tests and demonstrations."""
 
     def __init__(self) -> None:
-        self._tolerances: dict[str, Tolerance] = {}
+        self._goals: dict[str, str] = {}
+        self._sites: dict[str, str] = {}
         self._policies: dict[tuple[str, int], tuple[int, str]] = {}
         self._seen: dict[str, dict[str, Seen]] = {}
         self._sums: dict[tuple[str, int, str], NodeOutcomes] = {}
@@ -166,13 +197,21 @@ class MemoryStore:
     async def stop(self) -> None:
         """Nothing to close."""
 
-    async def tolerance(self, model: str) -> Tolerance | None:
+    async def goals(self, model: str) -> str | None:
         """See RouterStore."""
-        return self._tolerances.get(model)
+        return self._goals.get(model)
 
-    async def set_tolerance(self, model: str, tolerance: Tolerance) -> None:
+    async def set_goals(self, model: str, text: str) -> None:
         """See RouterStore."""
-        self._tolerances[model] = tolerance
+        self._goals[model] = text
+
+    async def sites(self) -> dict[str, str]:
+        """See RouterStore."""
+        return dict(sorted(self._sites.items()))
+
+    async def set_site(self, name: str, text: str) -> None:
+        """See RouterStore."""
+        self._sites[name] = text
 
     async def revision(self, model: str, version: int, policy: str) -> int:
         """See RouterStore."""

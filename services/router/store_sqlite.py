@@ -16,15 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from services.router.store import MAX_BOOTS, MAX_ENTRIES, Counts, Load, NodeOutcomes, Report, Seen, Tolerance
+from services.router.store import MAX_BOOTS, MAX_ENTRIES, Counts, Load, NodeOutcomes, Report, Seen
 from splitmesh.errors import MeshError, Reason
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SCHEMA = """
-CREATE TABLE tolerances (model TEXT PRIMARY KEY, max_disagreement REAL NOT NULL, delta REAL NOT NULL) STRICT;
+CREATE TABLE goals (model TEXT PRIMARY KEY, goals TEXT NOT NULL) STRICT;
+CREATE TABLE sites (site TEXT PRIMARY KEY, stated TEXT NOT NULL) STRICT;
 CREATE TABLE policies (model TEXT, version INTEGER, revision INTEGER NOT NULL, policy TEXT NOT NULL,
                        PRIMARY KEY (model, version)) STRICT;
 CREATE TABLE seen (node TEXT, boot_id TEXT, floor INTEGER NOT NULL, early TEXT NOT NULL, touched INTEGER NOT NULL,
@@ -33,7 +34,16 @@ CREATE TABLE outcomes (model TEXT, version INTEGER, node TEXT, counts TEXT NOT N
                        load TEXT, PRIMARY KEY (model, version, node)) STRICT;
 """
 
-_UPGRADES = {1: "ALTER TABLE outcomes ADD COLUMN load TEXT;"}
+_UPGRADES = {
+    1: "ALTER TABLE outcomes ADD COLUMN load TEXT;",
+    # What was stated as a tolerance are goals that say nothing of the rest.
+    2: """
+CREATE TABLE goals (model TEXT PRIMARY KEY, goals TEXT NOT NULL) STRICT;
+CREATE TABLE sites (site TEXT PRIMARY KEY, stated TEXT NOT NULL) STRICT;
+INSERT INTO goals SELECT model, json_object('max_disagreement', max_disagreement, 'delta', delta) FROM tolerances;
+DROP TABLE tolerances;
+""",
+}
 """From each earlier schema to the next."""
 
 
@@ -61,23 +71,26 @@ class SqliteStore:
             self._thread.shutdown()
             self._thread = None
 
-    async def tolerance(self, model: str) -> Tolerance | None:
+    async def goals(self, model: str) -> str | None:
         """See RouterStore."""
 
-        def work(db: sqlite3.Connection) -> Tolerance | None:
-            row = db.execute("SELECT max_disagreement, delta FROM tolerances WHERE model = ?", (model,)).fetchone()
-            return Tolerance(*row) if row else None
+        def work(db: sqlite3.Connection) -> str | None:
+            row = db.execute("SELECT goals FROM goals WHERE model = ?", (model,)).fetchone()
+            return row[0] if row else None
 
         return await self._do(work)
 
-    async def set_tolerance(self, model: str, tolerance: Tolerance) -> None:
+    async def set_goals(self, model: str, text: str) -> None:
         """See RouterStore."""
+        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO goals VALUES (?, ?)", (model, text)))
 
-        def work(db: sqlite3.Connection) -> None:
-            row = (model, tolerance.max_disagreement, tolerance.delta)
-            db.execute("INSERT OR REPLACE INTO tolerances VALUES (?, ?, ?)", row)
+    async def sites(self) -> dict[str, str]:
+        """See RouterStore."""
+        return await self._do(lambda db: dict(db.execute("SELECT site, stated FROM sites ORDER BY site")))
 
-        await self._do(work)
+    async def set_site(self, name: str, text: str) -> None:
+        """See RouterStore."""
+        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO sites VALUES (?, ?)", (name, text)))
 
     async def revision(self, model: str, version: int, policy: str) -> int:
         """See RouterStore."""
@@ -192,6 +205,7 @@ def _text(counts: Counts) -> str:
             "edge_fallback": dict(counts.edge_fallback),
             "refused": dict(counts.refused),
             "edge_whole": counts.edge_whole,
+            "hard": dict(counts.hard),
         }
     )
 

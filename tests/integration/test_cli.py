@@ -55,7 +55,7 @@ class Deployed:
     pushed: Ended
     split: Ended
     compressed: Ended
-    tolerance: Ended
+    goals: Ended
     promoted: Ended
 
 
@@ -83,11 +83,11 @@ async def deployed(mesh: Mesh) -> Deployed:
     )
     split = await mesh.run("split", f"{MODEL}:1", "--at", CUT, "--json")
     compressed = await mesh.run("compress", f"{MODEL}:2", "--json")
-    tolerance = await mesh.run("tolerance", MODEL, "--max-disagreement", 0.2, "--delta", 0.1, "--json")
+    goals = await mesh.run("route", "goals", MODEL, "--max-disagreement", 0.2, "--delta", 0.1, "--json")
     promoted = await mesh.run("models", "promote", f"{MODEL}:3", "--json")
-    assert promoted.code == 0, (pushed, split, compressed, tolerance, promoted)
+    assert promoted.code == 0, (pushed, split, compressed, goals, promoted)
     await serving(mesh.head)
-    return Deployed(mesh, empty, pushed, split, compressed, tolerance, promoted)
+    return Deployed(mesh, empty, pushed, split, compressed, goals, promoted)
 
 
 async def test_push_registers_a_version_with_all_its_files(deployed: Deployed) -> None:
@@ -145,9 +145,10 @@ async def test_a_recipe_over_its_budget_is_refused_and_leaves_its_report(deploye
     assert max(version["version"] for version in versions) == 3
 
 
-async def test_tolerance_repeats_the_promise(deployed: Deployed) -> None:
-    assert deployed.tolerance.json["max_disagreement"] == 0.2
-    assert deployed.tolerance.json["delta"] == pytest.approx(0.1)
+async def test_goals_are_repeated_as_they_are_in_force(deployed: Deployed) -> None:
+    assert deployed.goals.json["stated"]
+    assert deployed.goals.json["goals"]["max_disagreement"] == 0.2
+    assert deployed.goals.json["goals"]["delta"] == pytest.approx(0.1)
 
 
 async def test_promote_says_where_the_alias_was_and_is(deployed: Deployed) -> None:
@@ -347,7 +348,7 @@ async def test_refusals_of_services_reach_the_user_with_their_reason(deployed: D
         "ALIAS_NOT_FOUND": ("models", "promote", f"{MODEL}@staging"),
         "CUT_INVALID": ("split", f"{MODEL}:1", "--at", "edgs"),
         "MODEL_INCOMPLETE": ("compress", f"{MODEL}:1"),
-        "FIELD_INVALID": ("tolerance", MODEL, "--max-disagreement", 1.5),
+        "FIELD_INVALID": ("route", "goals", MODEL, "--max-disagreement", 1.5),
         "IMAGE_UNDECODABLE": ("infer", deployed.mesh.folder / "labels.json"),
     }
     answers = await asyncio.gather(*(deployed.mesh.run(*question) for question in questions.values()))
@@ -362,8 +363,8 @@ async def test_steps_for_people_are_one_sentence_or_a_table(deployed: Deployed) 
     split = await run("split", "second", "--at", CUT)
     assert split.out.startswith("version 2: head + tail differ from the whole by at most")
     assert "second@tested: nowhere -> 2" in (await run("models", "promote", "second:2", "--alias", "tested")).out
-    tolerance = await run("tolerance", MODEL, "--max-disagreement", 0.2)
-    assert f"{MODEL}: at most 20.00% disagreement, with confidence 95%" in tolerance.out
+    goals = await run("route", "goals", MODEL, "--max-disagreement", 0.2)
+    assert "at most 20.00% of samples exit and disagree" in goals.out
     compressed = await run("compress", f"{MODEL}:2", "--recipe", "int8-cut")
     assert compressed.code == 0
     assert "int8 cut, rate 0" in compressed.out

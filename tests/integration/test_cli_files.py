@@ -341,5 +341,5 @@ def test_the_installed_command_is_this_one() -> None:
     assert "from splitmesh.cli import main" in script.read_text()
     ended = splitmesh_here("--help")
     assert ended.code == 0
-    for command in ("infer", "stream", "models", "plan", "split", "compress", "tolerance", "outcomes", "nodes"):
+    for command in ("infer", "stream", "models", "plan", "split", "compress", "route", "outcomes", "nodes"):
         assert f" {command} " in ended.out

@@ -34,10 +34,22 @@ from splitmesh.kernel.jobs import Progress
 from splitmesh.kernel.lifecycle import Host
 from splitmesh.model.artifacts import split_bytes
 from splitmesh.model.calibration import pack_calibration
-from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, OUTCOMES, REPORT, TABLES, TAIL, WHOLE, Manifest
+from splitmesh.model.manifest import (
+    CALIBRATION,
+    DEFERRAL,
+    HEAD,
+    MANIFEST,
+    OUTCOMES,
+    REPORT,
+    TABLES,
+    TAIL,
+    UNUSUAL,
+    WHOLE,
+    Manifest,
+)
 from splitmesh.model.outcomes import CalibrationOutcomes
-from splitmesh.model.threshold import choose_threshold
 from splitmesh.model.verify import run_chain
+from splitmesh.routing.threshold import choose_threshold
 from splitmesh.runtime import open_session
 from splitmesh.testing.mesh import ProcessLauncher
 from tests.integration.small_model import (
@@ -134,7 +146,7 @@ async def test_a_chain_gets_8_bits_at_every_hop_and_an_exit(plane: ControlPlane,
         version, report = await client.compress(model, source.version, ["int8-cut", "exits"])
     made = await plane.registry.get_version(model, version)
     segments = [HEAD, "segment_1.onnx", "segment_2.onnx", TAIL]
-    assert set(made.artifacts) == {WHOLE, *segments, MANIFEST, CALIBRATION, OUTCOMES, REPORT}
+    assert set(made.artifacts) - {DEFERRAL, UNUSUAL} == {WHOLE, *segments, MANIFEST, CALIBRATION, OUTCOMES, REPORT}
     manifest = await manifest_of(plane, made)
     assert manifest.split is not None
     assert manifest.exit is not None
@@ -161,7 +173,8 @@ async def test_a_recipe_makes_a_small_split_with_an_exit_and_leaves_nothing_unfi
         made = await plane.registry.get_version(model, version)
         assert (made.parent, made.created_by) == (source.version, "compressor")
         assert made.description == f"version {source.version} with int8-cut, exits"
-        assert set(made.artifacts) == {WHOLE, HEAD, TAIL, TABLES, MANIFEST, CALIBRATION, OUTCOMES, REPORT}
+        names = {WHOLE, HEAD, TAIL, TABLES, MANIFEST, CALIBRATION, OUTCOMES, DEFERRAL, UNUSUAL, REPORT}
+        assert set(made.artifacts) == names
         for name in (WHOLE, CALIBRATION):
             assert made.artifacts[name] == source.artifacts[name]
 
@@ -210,9 +223,10 @@ async def test_the_outcomes_are_what_the_registered_head_does_on_samples_it_was_
     async with compressor(plane, tmp_path) as client:
         version, report = await client.compress(model, source.version, ["int8-cut", "exits"])
     made = await plane.registry.get_version(model, version)
-    outcomes = CalibrationOutcomes.from_json(await plane.registry.fetch(made, OUTCOMES))
-    assert outcomes.n == report.holdout_samples
-    choice = choose_threshold(outcomes.scores(), outcomes.agrees, max_disagreement=0.05, delta=0.05)
+    outcomes = CalibrationOutcomes.from_bytes(await plane.registry.fetch(made, OUTCOMES))
+    eases, agrees = outcomes.columns()
+    assert len(eases) == report.holdout_samples
+    choice = choose_threshold(eases, agrees, max_disagreement=0.05, delta=0.05)
     assert choice.threshold <= 1
     # what the threshold promises holds on fresh pictures, with the very files of the version
     pictures = small_pictures(900, seed=99)

@@ -16,6 +16,7 @@ from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.client import Answer, AnsweredBy, MeshError, Reason
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import RegistryClient, VersionInfo
+from splitmesh.client.routing import Goals
 from splitmesh.kernel.errors import from_status
 from splitmesh.runtime import Session, open_session
 from tests.support.held_tail import held_compute
@@ -243,10 +244,10 @@ async def test_a_moved_alias_switches_the_version_under_load_without_losing_a_fr
 async def test_a_new_tolerance_changes_the_threshold_of_a_running_head(whole_edge: World) -> None:
     mesh = await whole_edge.mesh()
     assert (await mesh.infer(picture(HARD))).answered_by is AnsweredBy.CLOUD_TAIL
-    await whole_edge.routing.set_tolerance(MODEL, 0.4)
+    await whole_edge.routing.set_goals(MODEL, Goals(0.4))
     answer = await answered_by(mesh, HARD, AnsweredBy.EDGE_EXIT)
     assert answer.label.name == HARD_EXIT_LABEL
-    await whole_edge.routing.set_tolerance(MODEL, 0.001)
+    await whole_edge.routing.set_goals(MODEL, Goals(0.001))
     assert (await answered_by(mesh, EASY, AnsweredBy.CLOUD_TAIL)).label.name == EASY_LABEL
 
 
@@ -254,7 +255,7 @@ async def test_a_head_restarted_with_registry_and_router_gone_answers_with_the_l
     whole_edge: World,
 ) -> None:
     mesh = await whole_edge.mesh()
-    await whole_edge.routing.set_tolerance(MODEL, 0.4)
+    await whole_edge.routing.set_goals(MODEL, Goals(0.4))
     await answered_by(mesh, HARD, AnsweredBy.EDGE_EXIT)
     for service in ("registry", "router", "head"):
         await whole_edge.stop(service)

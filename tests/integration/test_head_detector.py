@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from splitmesh.client import Answer, AnsweredBy, Mesh
-from splitmesh.client.routing import Outcomes
+from splitmesh.client.routing import Goals, Outcomes
 from splitmesh.errors import Reason
-from splitmesh.model.finding import FINDINGS, NOTHING, SOMETHING, something_found
-from splitmesh.model.gate import ESCALATE_ALL
 from splitmesh.model.manifest import HEAD, WHOLE
+from splitmesh.routing.finding import FINDINGS, NOTHING, SOMETHING, something_found
+from splitmesh.routing.gate import ESCALATE_ALL
 from splitmesh.runtime import open_session
 from splitmesh.tensor.spec import Array
 from tests.support.exit_nets import FOUND, FOUND_SCORE, finding_detector, pictures_of
@@ -108,7 +108,7 @@ async def test_only_a_sure_nothing_is_answered_at_the_edge(edge: World, gateway:
 
 
 async def test_any_number_of_boxes_comes_back_none_included(edge: World, gateway: Mesh, frames: Frames) -> None:
-    await edge.routing.set_tolerance(NAME, 0.001)
+    await edge.routing.set_goals(NAME, Goals(0.001))
     assert await threshold_of(edge) == ESCALATE_ALL
     counts = np.array([len(given["chosen"]) for given in frames.whole])
     kinds = np.unique(counts)
@@ -125,7 +125,7 @@ async def test_any_number_of_boxes_comes_back_none_included(edge: World, gateway
 
 
 async def test_too_few_calibration_samples_let_nothing_be_answered_at_the_edge(edge: World, frames: Frames) -> None:
-    await edge.routing.set_tolerance(NAME, 0.001)
+    await edge.routing.set_goals(NAME, Goals(0.001))
     await edge.start("tail")
     await edge.start("head", models=NAME)
     gateway = await edge.ready_mesh()

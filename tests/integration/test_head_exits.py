@@ -9,28 +9,26 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
 from edge.head import follow, load
 from edge.head.active import warm_up
-from splitmesh.client import Answer, AnsweredBy, Mesh
-from splitmesh.client.routing import Outcomes, PolicyInfo
+from splitmesh.client import Answer, AnsweredBy, Mesh, Why
+from splitmesh.client.routing import Goals, Outcomes, PolicyInfo
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.alternatives import ALTERNATIVES, Alternative, AlternativeSet
 from splitmesh.model.classes import as_probabilities
-from splitmesh.model.gate import ESCALATE_ALL, confidence
 from splitmesh.model.manifest import HEAD, MANIFEST, TABLES, TAIL, WHOLE, Manifest, stage_name
-from splitmesh.model.verify import run_all
+from splitmesh.routing.gate import ESCALATE_ALL
 from splitmesh.runtime import Session, open_session
 from splitmesh.tensor.entropy import RangeCodec, Tables
 from splitmesh.tensor.spec import Array
-from tests.support.exit_nets import LABELS, NOISE, pictures_of, staged_classifier
+from tests.support.exit_frames import STAGES, Frames
+from tests.support.exit_nets import LABELS, pictures_of, staged_classifier
 from tests.support.worlds import WAIT_S, World, world
 
 NAME = "staged"
-STAGES = 2
 WHOLE_S = 0.1
 """What the whole model takes on this weak host."""
 
@@ -71,6 +69,8 @@ async def edge(tmp_path: Path, registered: Path) -> AsyncIterator[World]:
     async with world(tmp_path, registered) as made:
         await made.registry.create_version(NAME, staged_classifier().artifacts(), created_by="compressor")
         await made.registry.set_alias(NAME, "production", 1)
+        # Audits compute some frames once more, to the cut.
+        await made.routing.set_goals(NAME, Goals(0.02, audit_share=0.0))
         yield made
 
 
@@ -79,24 +79,6 @@ async def gateway(edge: World, opened: list[_Counting]) -> Mesh:
     await edge.start("tail")
     await edge.start("head", models=NAME, segment_threads=1)
     return await edge.ready_mesh()
-
-
-class Frames:
-    """Pictures that no exit has seen, sorted by the first exit that is sure of them; 2: none."""
-
-    def __init__(self, threshold: float) -> None:
-        pictures = pictures_of(400, noise=NOISE, seed=77)[0]
-        artifacts = staged_classifier().artifacts()
-        self.rows = run_all([open_session(artifacts[stage_name(k)]) for k in (1, 2)], {"x": pictures})
-        manifest = Manifest.from_json(artifacts[MANIFEST])
-        self.exits = [self.rows[entry.output] for entry in manifest.exits()]
-        # Away from the threshold, so that a last bit does not decide.
-        sure = np.stack([confidence(row) for row in self.exits], axis=1) - threshold
-        clear = (np.abs(sure) > 0.01).all(axis=1)
-        first = np.where((sure > 0).any(axis=1), (sure > 0).argmax(axis=1), STAGES)
-        self.pictures = pictures
-        self.of = [np.flatnonzero(clear & (first == number))[:4] for number in range(STAGES + 1)]
-        assert all(len(found) == 4 for found in self.of)
 
 
 async def policy_of(edge: World) -> PolicyInfo:
@@ -119,7 +101,7 @@ async def test_a_frame_stops_at_the_first_exit_that_is_sure_and_what_lies_behind
     policy = await policy_of(edge)
     assert 0.5 < policy.threshold < 1
     assert policy.coverage > 0.2
-    frames = Frames(policy.threshold)
+    frames = Frames(policy)
     await until_in_force(gateway, frames.pictures[frames.of[0][:1]])
     assert len(opened) == STAGES
     for number in range(STAGES):
@@ -128,6 +110,9 @@ async def test_a_frame_stops_at_the_first_exit_that_is_sure_and_what_lies_behind
             answer = await gateway.infer(frames.pictures[[index]])
             ran = [session.runs - runs for session, runs in zip(opened, before, strict=True)]
             assert (answer.answered_by, answer.exit, answer.rate) == (AnsweredBy.EDGE_EXIT, number, None)
+            assert answer.routing is not None
+            assert (answer.routing.why, answer.routing.score) == (Why.SURE, policy.score)
+            assert answer.routing.policy_revision == policy.revision
             assert ran == [1] * (number + 1) + [0] * (STAGES - 1 - number)
             row = frames.exits[number][index]
             assert answer.label.name == LABELS[row.argmax()]
@@ -143,7 +128,7 @@ async def test_a_frame_that_no_exit_is_sure_of_crosses_coded_and_gets_the_whole_
     assert manifest.split is not None
     codec = RangeCodec(Tables.from_bytes(artifacts[TABLES]), [info.spec() for info in manifest.split.wire])
     tail = open_session(artifacts[manifest.split.tail.artifact])
-    frames = Frames((await policy_of(edge)).threshold)
+    frames = Frames(await policy_of(edge))
     await until_in_force(gateway, frames.pictures[frames.of[0][:1]])
     wire = [info.name for info in manifest.split.wire]
     whole = open_session(artifacts[WHOLE])
@@ -161,10 +146,10 @@ async def test_a_frame_that_no_exit_is_sure_of_crosses_coded_and_gets_the_whole_
 
 
 async def test_a_stricter_tolerance_reaches_every_exit(edge: World, gateway: Mesh) -> None:
-    frames = Frames((await policy_of(edge)).threshold)
+    frames = Frames(await policy_of(edge))
     easy = frames.pictures[frames.of[0][:1]]
     await until_in_force(gateway, easy)
-    await edge.routing.set_tolerance(NAME, 0.001)
+    await edge.routing.set_goals(NAME, Goals(0.001))
     policy = await policy_of(edge)
     assert policy.threshold == ESCALATE_ALL
     assert "too few" in policy.why
@@ -176,7 +161,7 @@ async def test_a_stricter_tolerance_reaches_every_exit(edge: World, gateway: Mes
 
 
 async def test_with_the_tail_away_the_deepest_exit_answers(edge: World, gateway: Mesh) -> None:
-    frames = Frames((await policy_of(edge)).threshold)
+    frames = Frames(await policy_of(edge))
     await until_in_force(gateway, frames.pictures[frames.of[0][:1]])
     await edge.stop("tail")
     (index, *_) = frames.of[STAGES]
@@ -190,7 +175,7 @@ async def test_with_the_tail_away_the_deepest_exit_answers(edge: World, gateway:
 async def test_a_restart_with_registry_and_router_gone_has_stages_tables_and_policy(
     edge: World, gateway: Mesh, opened: list[_Counting]
 ) -> None:
-    frames = Frames((await policy_of(edge)).threshold)
+    frames = Frames(await policy_of(edge))
     await until_in_force(gateway, frames.pictures[frames.of[0][:1]])
     for service in ("registry", "router", "head"):
         await edge.stop(service)
@@ -231,7 +216,7 @@ async def test_a_staged_version_can_be_one_of_several_ways(edge: World, opened: 
     await edge.start("head", models=NAME, segment_threads=1)
     gateway = await edge.ready_mesh()
     assert len(opened) == STAGES + 1
-    frames = Frames((await policy_of(edge)).threshold)
+    frames = Frames(await policy_of(edge))
     answer = await until_in_force(gateway, frames.pictures[frames.of[0][:1]])
     assert (answer.version, answer.exit) == (3, 0)
     hard = frames.pictures[frames.of[STAGES][:1]]
@@ -245,7 +230,7 @@ async def test_a_staged_version_can_be_one_of_several_ways(edge: World, opened: 
 
 
 async def test_what_exits_and_tail_answered_is_counted(edge: World, gateway: Mesh) -> None:
-    frames = Frames((await policy_of(edge)).threshold)
+    frames = Frames(await policy_of(edge))
     sent = Outcomes()
     await until_in_force(gateway, frames.pictures[frames.of[0][:1]])
     disagreed = 0
@@ -272,7 +257,7 @@ async def test_an_answer_of_the_tail_that_cannot_be_used_is_no_answer_at_a_rate(
     await edge.start("tail")
     await edge.start("head", models=NAME, segment_threads=1)
     gateway = await edge.ready_mesh()
-    frames = Frames((await policy_of(edge)).threshold)
+    frames = Frames(await policy_of(edge))
     answer = await gateway.infer(frames.pictures[frames.of[STAGES][:1]])
     assert answer.fallback_reason == Reason.PROTOCOL_VIOLATION
     assert (answer.answered_by, answer.exit) == (AnsweredBy.EDGE_FALLBACK, STAGES - 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge.head import answer, follow
+from edge.head import policies, turns
 from splitmesh.client import Answer, AnsweredBy, MeshError, Reason
 from splitmesh.client.routing import RoutingClient
 from tests.support.models import EASY, HARD, picture
@@ -31,7 +31,7 @@ async def test_a_hard_frame_is_answered_while_later_frames_hold_every_worker(
 ) -> None:
     await edge.start("head", workers=1, switch_wait_s=0, default_deadline_ms=60_000)
     mesh = await edge.ready_mesh(deadline_ms=60_000)
-    release, calls, real = threading.Event(), [], answer.perceive
+    release, calls, real = threading.Event(), [], turns.perceive
 
     def slow(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -39,7 +39,7 @@ async def test_a_hard_frame_is_answered_while_later_frames_hold_every_worker(
             release.wait(WAIT_S)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(answer, "perceive", slow)
+    monkeypatch.setattr(turns, "perceive", slow)
     asked = [asyncio.create_task(mesh.infer(picture(HARD))) for _ in range(FRAMES)]
     try:
         done, waiting = await asyncio.wait(asked, timeout=WAIT_S / 2, return_when=asyncio.FIRST_COMPLETED)
@@ -61,7 +61,7 @@ async def test_a_policy_watch_that_was_refused_is_taken_up_again(edge: World, mo
             raise refusal
         return real(client, model, version, node)
 
-    monkeypatch.setattr(follow, "PAUSE_S", 0.05)
+    monkeypatch.setattr(policies, "PAUSE_S", 0.05)
     monkeypatch.setattr(RoutingClient, "watch_policy", watch_policy)
     await edge.start("tail")
     await edge.start("head")

@@ -15,7 +15,7 @@ from splitmesh.client import Answer, AnsweredBy
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient
 from splitmesh.client.registry import RegistryClient
-from splitmesh.client.routing import RoutingClient
+from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.model.classes import as_probabilities
 from splitmesh.runtime import open_session
 from splitmesh.testing.links import PROFILES
@@ -55,7 +55,7 @@ async def test_a_file_becomes_a_split_model_that_answers_frames_at_the_edge_and_
     version, report = await CompressionClient(mesh.channels).compress(MODEL, split.version, ["int8-cut", "exits"])
     sizes = [point.wire_bytes for point in report.points if point.kind == "cut"]
     assert min(sizes) < max(sizes) / 2
-    await router.set_tolerance(MODEL, 0.05)
+    await router.set_goals(MODEL, Goals(0.05))
     await registry.set_alias(MODEL, "production", version)
     await serving(mesh.address("head"))
 

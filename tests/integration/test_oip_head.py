@@ -83,6 +83,7 @@ async def test_every_sample_of_a_batch_goes_its_own_way_and_the_answers_stand_to
     response = await client.infer(request(MODEL, planes(HARD, EASY, HARD, 0.5), parameters={"timings": True}))
     ways = said(response)["answered_by"].split(",")
     assert ways[:3] == ["CLOUD_TAIL", "EDGE_EXIT", "CLOUD_TAIL"]
+    assert said(response)["routing_why"].split(",")[:3] == ["UNSURE", "SURE", "UNSURE"]
     rows = arrays(response)["logits"]
     assert rows.shape == (4, 3)
     assert rows[[0, 2]] == pytest.approx(np.concatenate([logits(HARD)] * 2), abs=1e-4)

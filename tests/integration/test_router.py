@@ -15,12 +15,12 @@ import pytest
 from services.router.app import build
 from services.router.config import RouterSettings
 from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
-from splitmesh.client.routing import Outcomes, PolicyInfo, RoutingClient, UplinkLoad
+from splitmesh.client.routing import Goals, Outcomes, PolicyInfo, RoutingClient
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.lifecycle import Host
 from splitmesh.model.manifest import OUTCOMES
-from splitmesh.model.outcomes import CalibrationOutcomes
 from tests.integration.small_model import ControlPlane, control_plane, push_small
+from tests.support.outcomes import outcomes_of
 
 WAIT_S = 20.0
 
@@ -45,7 +45,7 @@ async def router(plane: ControlPlane, **changes: object) -> AsyncIterator[Routin
 def measured(n: int = 600, wrong: int = 12) -> bytes:
     """An exit whose least confident answers are wrong."""
     confidences = np.linspace(0.4, 1.0, n)
-    return CalibrationOutcomes.of(confidences, np.arange(n) >= wrong, seed=0).to_json()
+    return outcomes_of(confidences, np.arange(n) >= wrong).to_bytes()
 
 
 async def first(client: RoutingClient, model: str = "small", version: int = 1) -> PolicyInfo:
@@ -69,7 +69,7 @@ async def test_the_policy_of_several_exits_is_of_all_of_them_together(plane: Con
     # Where the first exit is unsure the second is sure and right; alone each leaves half of the samples.
     confidences = np.tile([[0.9, 0.4], [0.4, 0.9]], (300, 1))
     agrees = np.tile([[True, False], [False, True]], (300, 1))
-    outcomes = CalibrationOutcomes.of(confidences, agrees, seed=0).to_json()
+    outcomes = outcomes_of(confidences, agrees).to_bytes()
     await push_small(plane.registry, "small", artifacts={OUTCOMES: outcomes})
     async with router(plane) as client:
         policy = await first(client)
@@ -82,8 +82,8 @@ async def test_the_policy_of_several_exits_is_of_all_of_them_together(plane: Con
     [
         ({}, "no exit"),
         ({OUTCOMES: measured(20, 0)}, "20 calibration samples are too few"),
-        ({OUTCOMES: CalibrationOutcomes.of([1.0] * 200, [False] * 200, seed=0).to_json()}, "disagree more often"),
-        ({OUTCOMES: b"{}"}, "not valid"),
+        ({OUTCOMES: outcomes_of([1.0] * 200, [False] * 200).to_bytes()}, "disagree too often"),
+        ({OUTCOMES: b"{}"}, "calibration outcomes"),
     ],
 )
 async def test_without_usable_outcomes_everything_escalates_and_the_policy_says_why(
@@ -110,7 +110,7 @@ async def test_every_watcher_gets_a_new_tolerance_without_asking(plane: ControlP
     async with router(plane) as client, asyncio.timeout(WAIT_S):
         watches = [client.watch_policy("small", 1, f"mec-{number}") for number in range(20)]
         before = [await anext(watch) for watch in watches]
-        stated = await client.set_tolerance("small", 0.1, delta=0.01)
+        stated = await client.set_goals("small", Goals(0.1, delta=0.01))
         after = [await anext(watch) for watch in watches]
         for watch in watches:
             await watch.aclose()
@@ -130,7 +130,7 @@ async def test_a_slow_watcher_sees_the_latest_policy_and_not_every_one(plane: Co
         assert (await call.read()).policy.revision == 1
         client = RoutingClient(channels)
         for number in range(1, 30):
-            await client.set_tolerance("small", 0.02 + 0.001 * number)
+            await client.set_goals("small", Goals(0.02 + 0.001 * number))
         revisions: list[int] = []
         while not revisions or revisions[-1] < 30:
             revisions.append((await call.read()).policy.revision)
@@ -142,7 +142,7 @@ async def test_a_tolerance_for_one_model_does_not_touch_another(plane: ControlPl
     for model in ("small", "other"):
         await push_small(plane.registry, model, artifacts={OUTCOMES: measured()})
     async with router(plane) as client:
-        await client.set_tolerance("small", 0.1)
+        await client.set_goals("small", Goals(0.1))
         assert (await first(client, "other")).max_disagreement == 0.02
         assert (await first(client, "small")).max_disagreement == 0.1
 
@@ -151,7 +151,7 @@ async def test_after_a_restart_tolerance_counts_and_revision_are_as_before(plane
     await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane) as client:
         await first(client)
-        await client.set_tolerance("small", 0.1)
+        await client.set_goals("small", Goals(0.1))
         before = await first(client)
         await client.report_outcomes("small", 1, Outcomes(edge_exit=5), node="mec-1", boot_id="b", sequence=1)
     async with router(plane) as client:
@@ -159,7 +159,7 @@ async def test_after_a_restart_tolerance_counts_and_revision_are_as_before(plane
         await client.report_outcomes("small", 1, Outcomes(edge_exit=5), node="mec-1", boot_id="b", sequence=1)
         (entry,) = await client.get_outcomes("small")
         assert entry.outcomes.edge_exit == 5
-        await client.set_tolerance("small", 0.05)
+        await client.set_goals("small", Goals(0.05))
         assert (await first(client)).revision == before.revision + 1
 
 
@@ -173,7 +173,7 @@ async def test_a_watch_outlives_a_restart_of_the_router_and_repeats_nothing(plan
             assert (await anext(watch)).revision == 1
             following = asyncio.ensure_future(anext(watch))
         async with Host("router", settings(plane, port=port), build):
-            await client.set_tolerance("small", 0.1)
+            await client.set_goals("small", Goals(0.1))
             policy = await following
             await watch.aclose()
     assert (policy.revision, policy.max_disagreement) == (2, 0.1)
@@ -198,7 +198,7 @@ async def test_a_policy_stream_ends_after_its_longest_life_and_the_client_goes_o
         following = asyncio.ensure_future(anext(watch))
         done, _ = await asyncio.wait([following], timeout=0.5)
         assert not done
-        await client.set_tolerance("small", 0.1)
+        await client.set_goals("small", Goals(0.1))
         assert (await following).revision == 2
         await watch.aclose()
 
@@ -249,74 +249,14 @@ async def test_a_tolerance_out_of_range_is_refused_and_changes_nothing(
     await push_small(plane.registry, "small", artifacts={OUTCOMES: measured()})
     async with router(plane) as client:
         with pytest.raises(MeshError) as caught:
-            await client.set_tolerance("small", max_disagreement, delta=delta)
+            await client.set_goals("small", Goals(max_disagreement, delta=delta))
         assert caught.value.reason is Reason.FIELD_INVALID
         assert (await first(client)).max_disagreement == 0.02
 
 
 async def test_a_tolerance_without_a_delta_gets_the_default_one(plane: ControlPlane) -> None:
     async with router(plane, default_delta=0.07) as client:
-        assert (await client.set_tolerance("small", 0.1)).delta == 0.07
-
-
-async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: ControlPlane) -> None:
-    counts = Outcomes(
-        edge_exit=10,
-        cloud_tail=4,
-        edge_fallback={"DEADLINE_EXPIRED": 2},
-        tail_disagreed=1,
-        refused={"IMAGE_UNDECODABLE": 3},
-        edge_whole=5,
-    )
-    async with router(plane) as client:
-        for sequence in (1, 2, 2, 1):
-            await client.report_outcomes("small", 3, counts, node="mec-1", boot_id="b1", sequence=sequence)
-        load = UplinkLoad(12.5, 40.0, 11.0, 0.25, 2)
-        await client.report_outcomes("small", 4, counts, node="mec-2", boot_id="b2", sequence=1, load=load)
-        first_entry, second_entry = await client.get_outcomes("small")
-        assert [entry.version for entry in await client.get_outcomes("small", 4)] == [4]
-        assert await client.get_outcomes("other") == []
-    assert (first_entry.node, first_entry.version) == ("mec-1", 3)
-    assert first_entry.outcomes == Outcomes(20, 8, {"DEADLINE_EXPIRED": 4}, 2, {"IMAGE_UNDECODABLE": 6}, 10)
-    assert second_entry.outcomes == counts
-    assert first_entry.last_report_time.tzinfo is not None
-    assert (first_entry.load, second_entry.load) == (None, load)
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"node": ""}, "node"),
-        ({"boot_id": ""}, "boot_id"),
-        ({"sequence": 0}, "sequence"),
-        ({"model": "Small!"}, "model"),
-        ({"version": 0}, "version"),
-        ({"outcomes": Outcomes(cloud_tail=1, tail_disagreed=2)}, "counts.tail_disagreed"),
-        ({"outcomes": Outcomes(edge_fallback={"no reason": 1})}, "counts.edge_fallback"),
-        ({"outcomes": Outcomes(refused={f"R{n}": 1 for n in range(65)})}, "counts.refused"),
-        ({"outcomes": Outcomes(edge_exit=2**63)}, "counts"),
-        ({"outcomes": Outcomes(edge_whole=2**63)}, "counts"),
-        ({"load": UplinkLoad(-1.0, 0, 0, 0, 1)}, "load.backlog_ms"),
-        ({"load": UplinkLoad(0, float("nan"), 0, 0, 1)}, "load.goodput_mbps"),
-        ({"load": UplinkLoad(0, 0, 0, 1.5, 1)}, "load.loss"),
-    ],
-)
-async def test_a_report_that_makes_no_sense_is_refused_and_names_the_field(
-    plane: ControlPlane, change: dict[str, object], field: str
-) -> None:
-    values: dict[str, object] = {
-        "model": "small",
-        "version": 1,
-        "outcomes": Outcomes(1),
-        "node": "n",
-        "boot_id": "b",
-        "sequence": 1,
-    }
-    async with router(plane) as client:
-        with pytest.raises(MeshError) as caught:
-            await client.report_outcomes(**(values | change))  # type: ignore[arg-type]
-        assert [name for name, _ in caught.value.fields] == [field]
-        assert await client.get_outcomes("small") == []
+        assert (await client.set_goals("small", Goals(0.1))).delta == 0.07
 
 
 async def test_without_a_registry_a_new_watch_waits_and_tolerances_and_counts_go_on(plane: ControlPlane) -> None:
@@ -325,7 +265,7 @@ async def test_without_a_registry_a_new_watch_waits_and_tolerances_and_counts_go
         watch = client.watch_policy("small", 1, "mec-1")
         await anext(watch)
         await plane.registry_host.stop()
-        await client.set_tolerance("small", 0.1)
+        await client.set_goals("small", Goals(0.1))
         assert (await anext(watch)).max_disagreement == 0.1
         await client.report_outcomes("small", 1, Outcomes(1), node="n", boot_id="b", sequence=1)
         fresh = asyncio.ensure_future(anext(client.watch_policy("small", 2, "mec-1")))

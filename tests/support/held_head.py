@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge.head import answer, perceive
+from edge.head import perceive, turns
 from edge.head.frame import FrameRequest
 from tests.support.wire import WAIT_S
 
@@ -51,7 +51,7 @@ def held_frames(*frame_ids: int) -> Iterator[Held]:
         return real(active, request, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answer, "perceive", held_perceive)
+        patch.setattr(turns, "perceive", held_perceive)
         try:
             yield held
         finally:

@@ -29,8 +29,8 @@ from splitmesh.model.manifest import (
     SegmentInfo,
     TensorInfo,
 )
-from splitmesh.model.outcomes import CalibrationOutcomes
 from splitmesh.model.preprocess import Preprocess
+from tests.support.outcomes import outcomes_of
 
 LABELS = ("dark", "grey", "bright")
 OTHER_LABELS = ("dark-2", "grey-2", "bright-2")
@@ -121,12 +121,12 @@ def exit_version(
     )
     # Confidence, and whether the whole model says the same, of 2,000 calibration samples.
     measured = [(0.99, True)] * 1000 + [(0.8, False)] * 500 + [(0.6, True)] * 500
-    outcomes = CalibrationOutcomes.of([score for score, _ in measured], [agrees for _, agrees in measured], seed=0)
+    outcomes = outcomes_of([score for score, _ in measured], [agrees for _, agrees in measured], classes=3)
     return {
         **artifacts,
         HEAD: _with_exit(artifacts[HEAD]),
         MANIFEST: manifest.to_json().encode(),
-        OUTCOMES: outcomes.to_json(),
+        OUTCOMES: outcomes.to_bytes(),
     }
 
 

@@ -12,18 +12,22 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from splitmesh.compress import exits
+from splitmesh.compress import exit_report, exits
 from splitmesh.compress.recipe import Exits
 from splitmesh.compress.work import Context, Samples, Work
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.artifacts import split_bytes
 from splitmesh.model.calibration import Calibration
-from splitmesh.model.finding import NOTHING
-from splitmesh.model.gate import ESCALATE_ALL, Gate
-from splitmesh.model.manifest import HEAD, OUTCOMES, Manifest
-from splitmesh.model.outcomes import CalibrationOutcomes
-from splitmesh.model.threshold import answered_by, choose_threshold, samples_needed
+from splitmesh.model.manifest import DEFERRAL, HEAD, OUTCOMES, UNUSUAL, Manifest
+from splitmesh.model.outcomes import CalibrationOutcomes, Part
 from splitmesh.model.verify import run_all
+from splitmesh.routing.deferral import Deferral
+from splitmesh.routing.finding import NOTHING
+from splitmesh.routing.gate import ESCALATE_ALL
+from splitmesh.routing.rule import DEFERRAL as BY_GAIN
+from splitmesh.routing.rule import Judge, Rule
+from splitmesh.routing.threshold import answered_by, choose_threshold, samples_needed
+from splitmesh.routing.unusual import Unusual
 from splitmesh.runtime import open_session
 from splitmesh.tensor.spec import Array
 from tests.support.exit_nets import LABELS, classifier, detector, pictures_of, trunk
@@ -74,8 +78,8 @@ def test_without_further_tensors_there_is_one_exit_and_no_stage(
     assert made.manifest.exit.holdout_agreement > 0.9
     assert not made.manifest.stages
     assert not made.manifest.earlier_exits
-    assert set(made.artifacts) == {*work.artifacts, OUTCOMES}
-    assert b"earlier" not in made.artifacts[OUTCOMES]
+    assert {*work.artifacts, OUTCOMES} <= set(made.artifacts) <= {*work.artifacts, OUTCOMES, DEFERRAL, UNUSUAL}
+    assert CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES]).exits == 1
 
 
 def test_the_stages_together_give_what_the_head_gives(classified: tuple[Work, Samples], staged: Work) -> None:
@@ -89,10 +93,13 @@ def test_the_stages_together_give_what_the_head_gives(classified: tuple[Work, Sa
         "exit_2_probabilities",
         "exit_probabilities",
     ]
-    assert whole.keys() == {"late", *(entry.output for entry in manifest.exits())}
+    logits = ["exit_1_logits", "exit_2_logits", "exit_logits"]
+    assert [entry.logits for entry in manifest.exits()] == logits
+    assert [entry.features for entry in manifest.exits()] == [None, None, "exit_features"]
+    assert whole.keys() == {"late", *(entry.output for entry in manifest.exits()), *logits, "exit_features"}
     for name, array in whole.items():
         np.testing.assert_allclose(pieces[name], array, rtol=1e-5, atol=1e-6)
-    assert {entry.name for entry in manifest.stages[0].outputs} == {"early", "exit_1_probabilities"}
+    assert {entry.name for entry in manifest.stages[0].outputs} == {"early", "exit_1_probabilities", "exit_1_logits"}
 
 
 def test_a_stage_computes_its_part_only(staged: Work) -> None:
@@ -112,11 +119,71 @@ def test_the_outcomes_are_those_of_the_hold_out_and_of_every_exit(
     feeds = samples.calibration.feeds(samples.holdout)
     expected = open_session(work.whole()).run(feeds)["logits"].argmax(axis=1)
     given = open_session(staged.artifacts[HEAD]).run(feeds)
-    confidences, agrees = CalibrationOutcomes.from_json(staged.artifacts[OUTCOMES]).columns()
+    confidences, agrees = CalibrationOutcomes.from_bytes(staged.artifacts[OUTCOMES]).columns()
     for number, entry in enumerate(staged.manifest.exits()):
         np.testing.assert_allclose(confidences[:, number], given[entry.output].max(axis=1), atol=1e-5)
         np.testing.assert_array_equal(agrees[:, number], given[entry.output].argmax(axis=1) == expected)
         assert entry.holdout_agreement == agrees[:, number].mean()
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[Work, Samples]:
+    """Enough samples for what tells hard ones."""
+    work, samples, _ = _work(classifier(), ["late"], pictures_of(700)[0], LABELS)
+    return work, samples
+
+
+def test_what_tells_hard_samples_comes_with_the_version_and_reads_what_the_head_gives(
+    many: tuple[Work, Samples], tmp_path: Path
+) -> None:
+    samples = many[1]
+    staged = _apply(*many, Exits(at=("early", "middle")), tmp_path)
+    exit_ = staged.manifest.exit
+    assert exit_ is not None
+    assert exit_.logits is not None
+    assert exit_.features is not None
+    outcomes = CalibrationOutcomes.from_bytes(staged.artifacts[OUTCOMES]).of(Part.HOLDOUT)
+    given = open_session(staged.artifacts[HEAD]).run(samples.calibration.feeds(samples.holdout))
+    rows, features = given[exit_.output], given[exit_.features]
+    deferral = Deferral.from_bytes(staged.artifacts[DEFERRAL])
+    assert outcomes.worth is not None
+    np.testing.assert_allclose(deferral.worth(rows, features), outcomes.worth, atol=1e-3)
+    unusual = Unusual.from_bytes(staged.artifacts[UNUSUAL])
+    assert outcomes.strange is not None
+    assert (unusual.strange(features) == outcomes.strange).mean() > 0.99
+    shifted = samples.calibration.feeds(samples.holdout)
+    far = open_session(staged.artifacts[HEAD]).run({"x": shifted["x"] * 3 + 1})[exit_.features]
+    assert unusual.strange(far).mean() > 0.9
+    assert outcomes.logits is not None
+    np.testing.assert_allclose(given[exit_.logits], outcomes.logits[:, -1], atol=1e-4)
+    eases, answers = outcomes.eases(Rule(BY_GAIN))
+    assert np.isnan(eases[:, :-1]).all()
+    np.testing.assert_allclose(eases[:, -1], 1 - np.clip(outcomes.worth, 0, 1))
+    np.testing.assert_array_equal(answers[:, -1], rows.argmax(axis=1))
+
+
+def test_labels_make_the_gain_one_of_being_right_not_of_agreeing(many: tuple[Work, Samples], tmp_path: Path) -> None:
+    work, samples = many
+    feeds = samples.calibration.feeds(np.arange(samples.calibration.samples))
+    whole = open_session(work.whole()).run(feeds)["logits"].argmax(axis=1)
+    # The truth is what the whole model never says, so asking it gains nothing.
+    calibration = Calibration(
+        samples.calibration.tensors, None, samples.calibration.inputs, labels=((whole + 1) % 3).astype(np.int64)
+    )
+    told = Samples(calibration, samples.fit, samples.validation, samples.holdout, samples.seed, samples.holdout_share)
+    made = _apply(work, told, Exits(), tmp_path)
+    worth = CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES]).worth
+    assert worth is not None
+    assert np.median(worth) < 0.05
+
+
+def test_too_few_samples_to_tell_hard_ones_make_a_version_without(tmp_path: Path) -> None:
+    work, samples, _ = _work(classifier(), ["late"], pictures_of(90)[0], LABELS)
+    made = _apply(work, samples, Exits(), tmp_path)
+    assert made.artifacts.keys().isdisjoint({DEFERRAL, UNUSUAL})
+    outcomes = CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES])
+    assert outcomes.worth is None
+    assert outcomes.strange is None
 
 
 def test_the_original_is_what_an_exit_learns_not_what_became_of_it(
@@ -167,10 +234,12 @@ def test_old_and_new_operator_sets_get_stages_that_give_what_the_head_gives(opse
 def test_a_fixed_batch_is_filled_up_and_only_the_real_samples_count(batch: int, tmp_path: Path) -> None:
     work, samples, _ = _work(classifier(batch=batch), ["late"], pictures_of(151)[0], LABELS)
     made = _apply(work, samples, Exits(at=("early",)), tmp_path)
-    assert CalibrationOutcomes.from_json(made.artifacts[OUTCOMES]).n == len(samples.holdout)
+    outcomes = CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES])
+    assert outcomes.n == len(samples.validation) + len(samples.holdout)
+    assert outcomes.of(Part.HOLDOUT).n == len(samples.holdout)
     varying, same, _ = _work(classifier(), ["late"], pictures_of(151)[0], LABELS)
     reference = _apply(varying, same, Exits(at=("early",)), tmp_path)
-    ours, theirs = (CalibrationOutcomes.from_json(made.artifacts[OUTCOMES]) for made in (made, reference))
+    ours, theirs = (CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES]) for made in (made, reference))
     np.testing.assert_allclose(ours.columns()[0], theirs.columns()[0], atol=1e-4)
 
 
@@ -233,9 +302,9 @@ def test_the_report_reads_thresholds_off_the_validation_samples_and_measures_on_
     classified: tuple[Work, Samples], staged: Work
 ) -> None:
     work, samples = classified
-    entries = exits.report(staged, samples, work.whole())
-    assert [entry.name for entry in entries] == [*(e.output for e in staged.manifest.exits()), exits.ALL_EXITS]
-    confidences, agrees = CalibrationOutcomes.from_json(staged.artifacts[OUTCOMES]).columns()
+    entries = exit_report.report(staged, samples, work.whole())
+    assert [entry.name for entry in entries] == [*(e.output for e in staged.manifest.exits()), exit_report.ALL_EXITS]
+    confidences, agrees = CalibrationOutcomes.from_bytes(staged.artifacts[OUTCOMES]).columns()
     for point in entries[-1].points:
         by = answered_by(confidences, point.threshold)
         assert point.coverage.n == point.disagreement.n == len(samples.holdout)
@@ -249,7 +318,7 @@ def test_the_report_reads_thresholds_off_the_validation_samples_and_measures_on_
 
 
 def test_a_version_without_exits_has_nothing_to_report(classified: tuple[Work, Samples]) -> None:
-    assert exits.report(*classified, classified[0].whole()) == ()
+    assert exit_report.report(*classified, classified[0].whole()) == ()
 
 
 # Detectors
@@ -289,26 +358,26 @@ def test_a_detectors_exit_says_whether_anything_is_found_even_where_no_box_comes
 
 def test_only_a_sure_nothing_is_answered(detecting: tuple[Work, Work, Samples]) -> None:
     work, made, samples = detecting
-    outcomes = CalibrationOutcomes.from_json(made.artifacts[OUTCOMES])
+    eases, agrees = CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES]).columns()
     pictures = samples.calibration.tensors["x"][samples.holdout]
     assert made.manifest.exit is not None
     row = open_session(made.artifacts[HEAD]).run({"x": pictures})[made.manifest.exit.output]
     says_nothing = row.argmax(axis=1) == NOTHING
-    assert [value is None for value in outcomes.confidences] == (~says_nothing).tolist()
-    assert list(outcomes.agrees) == (~_something(work, pictures)).tolist()
-    np.testing.assert_array_equal(Gate(0.0).decide(row, finding=True), says_nothing)
+    np.testing.assert_array_equal(np.isnan(eases[:, 0]), ~says_nothing)
+    np.testing.assert_array_equal(agrees[says_nothing, 0], ~_something(work, pictures)[says_nothing])
+    np.testing.assert_array_equal(Judge(finding=True).eases(row)[0], eases[:, 0])
 
 
 def test_nothing_stays_unanswered_until_enough_samples_show_it(detecting: tuple[Work, Work, Samples]) -> None:
     _, made, _ = detecting
-    outcomes = CalibrationOutcomes.from_json(made.artifacts[OUTCOMES])
+    outcomes = CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES])
     tolerated = 0.01
-    assert outcomes.n < samples_needed(tolerated, 0.05)
     confidences, agrees = outcomes.columns()
+    assert len(agrees) < samples_needed(tolerated, 0.05)
     few = choose_threshold(confidences, agrees, max_disagreement=tolerated, delta=0.05)
     assert few.threshold == ESCALATE_ALL
     assert "too few" in few.reason
-    often = samples_needed(tolerated, 0.05) // outcomes.n + 1
+    often = samples_needed(tolerated, 0.05) // len(agrees) + 1
     sure = np.where(agrees, confidences, np.nan)
     enough = choose_threshold(
         np.tile(sure, (often, 1)), np.tile(agrees, (often, 1)), max_disagreement=tolerated, delta=0.05
@@ -328,8 +397,8 @@ def test_a_detectors_exits_can_be_several(tmp_path: Path) -> None:
     made = _apply(work, samples, Exits(at=("early",), found_output="found", found_score=0.31), tmp_path)
     assert len(made.manifest.stages) == 2
     assert {entry.finding for entry in made.manifest.exits()} == {made.manifest.exits()[0].finding}
-    assert CalibrationOutcomes.from_json(made.artifacts[OUTCOMES]).columns()[0].shape[1] == 2
-    entries = exits.report(made, samples, work.whole())
+    assert CalibrationOutcomes.from_bytes(made.artifacts[OUTCOMES]).columns()[0].shape[1] == 2
+    entries = exit_report.report(made, samples, work.whole())
     assert len(entries) == 3
     assert entries[-1].points[-1].coverage.share < 0.6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from splitmesh.model.finding import something_found
+from splitmesh.routing.finding import something_found
 
 
 @pytest.mark.parametrize(

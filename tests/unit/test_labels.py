@@ -39,3 +39,15 @@ def test_an_answer_never_holds_more_than_a_thousand_labels(asked: int) -> None:
     add_labels(response, np.linspace(0, 1, MOST_LABELS + 5), (), asked)
     assert len(response.labels) == MOST_LABELS
     assert response.labels[0].index == MOST_LABELS + 4
+
+
+@given(ROWS, st.integers(0, 50), st.data())
+def test_the_class_that_is_the_answer_stands_first_and_the_others_keep_their_order(
+    row: list[float], most: int, data: st.DataObject
+) -> None:
+    scores, first = np.array(row), data.draw(st.integers(0, len(row) - 1))
+    response = pb.InferResponse()
+    add_labels(response, scores, (), most, first)
+    others = [index for index in most_probable(scores, len(row)).tolist() if index != first]
+    assert [label.index for label in response.labels] == [first, *others][: most or MOST_LABELS]
+    assert [label.score for label in response.labels] == [np.float32(scores[one.index]) for one in response.labels]

@@ -219,7 +219,7 @@ def test_stages_that_do_not_lead_to_the_cut_are_refused() -> None:
     for broken, message in (
         (nothing_to_take, "takes ['b'], which nothing before it gives"),
         (nothing_to_send, "do not give ['b_q'], which cross"),
-        (no_exit, "does not give its exit's output 'exit_1'"),
+        (no_exit, "does not give its exit's outputs ['exit_1']"),
     ):
         with pytest.raises(MeshError) as caught:
             Manifest.from_json(json.dumps(broken))

@@ -22,9 +22,9 @@ from splitmesh.compress.uploads import CODECS, FULL_SIZE, measure_uploads
 from splitmesh.compress.work import Context, Samples, Work
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.calibration import PIXELS, Calibration, pack_calibration, unpack_calibration
-from splitmesh.model.gate import ESCALATE_ALL
 from splitmesh.model.manifest import WHOLE, Manifest
 from splitmesh.model.picture_codecs import PictureCodec, encode_picture
+from splitmesh.routing.gate import ESCALATE_ALL
 from splitmesh.runtime import open_session
 from splitmesh.tensor.entropy import RangeCodec, Tables
 from splitmesh.tensor.framing import pack, unpack

@@ -1,88 +1,129 @@
-"""The artefact that says how an exit did on its hold-out."""
+"""The artefact that says what exits did on samples that they were not fitted to."""
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model import outcomes as module
-from splitmesh.model.outcomes import CalibrationOutcomes
+from splitmesh.model.outcomes import CalibrationOutcomes, Part
+from splitmesh.routing.rule import DEFERRAL, EXPECTED_COST, Rule
+from tests.support.outcomes import outcomes_of
+
+ROWS = np.array([[[0.7, 0.3], [0.9, 0.1]], [[0.4, 0.6], [0.2, 0.8]], [[0.5, 0.5], [0.6, 0.4]]], np.float32)
+
+
+def _outcomes(**changes: object) -> CalibrationOutcomes:
+    given: dict[str, object] = {
+        "probabilities": ROWS,
+        "whole": np.array([0, 1, 1]),
+        "part": np.array([1, 2, 2]),
+        "logits": np.log(ROWS),
+        "worth": np.array([0.1, 0.2, 0.75]),
+        "strange": np.array([False, True, False]),
+        "labels": np.array([0, -1, 1]),
+        "groups": np.array([4, 4, 9]),
+        "names": ("ok", "ng"),
+        "seed": 7,
+    }
+    return CalibrationOutcomes(**(given | changes))  # type: ignore[arg-type]
 
 
 def test_what_is_written_is_read_back() -> None:
-    written = CalibrationOutcomes.of(np.array([0.9, 0.25]), np.array([True, False]), seed=7)
-    read = CalibrationOutcomes.from_json(written.to_json())
-    assert read == written
-    assert (read.n, read.seed, read.agrees) == (2, 7, (True, False))
-    assert read.scores().tolist() == [0.9, 0.25]
+    written = _outcomes()
+    read = CalibrationOutcomes.from_bytes(written.to_bytes())
+    for name in ("probabilities", "whole", "part", "logits", "worth", "strange", "labels", "groups"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+    assert (read.n, read.exits, read.seed, read.names, read.finding) == (3, 2, 7, ("ok", "ng"), False)
+    assert read.to_bytes() == written.to_bytes()
 
 
-def test_a_sample_without_a_confidence_is_null_in_the_file_and_nan_in_the_array() -> None:
-    written = CalibrationOutcomes.of([0.5, float("nan")], [True, True], seed=0)
-    assert json.loads(written.to_json())["confidences"] == [0.5, None]
-    assert np.isnan(CalibrationOutcomes.from_json(written.to_json()).scores()).tolist() == [False, True]
+def test_what_was_not_measured_is_not_there_after_reading_either() -> None:
+    read = CalibrationOutcomes.from_bytes(_outcomes(logits=None, worth=None, strange=None, labels=None).to_bytes())
+    assert (read.logits, read.worth, read.strange, read.labels) == (None, None, None, None)
 
 
-def test_the_file_has_the_documented_fields() -> None:
-    content = json.loads(CalibrationOutcomes.of([1.0], [True], seed=3).to_json())
-    assert content == {"schema_version": 1, "n": 1, "confidences": [1.0], "agrees": [True], "seed": 3}
+def test_no_sample_at_all_is_a_file_too() -> None:
+    assert CalibrationOutcomes.from_bytes(outcomes_of([], []).to_bytes()).n == 0
+
+
+def test_the_hold_out_alone_gives_the_columns_of_a_threshold() -> None:
+    eases, agrees = _outcomes().columns()
+    np.testing.assert_allclose(eases, [[0.6, 0.8], [0.5, 0.6]], rtol=1e-6)
+    assert agrees.tolist() == [[True, True], [False, False]]
+
+
+def test_a_row_that_is_no_distribution_has_no_ease() -> None:
+    eases, _ = outcomes_of([[0.5], [np.nan]], [[True], [True]]).columns()
+    assert np.isnan(eases[:, 0]).tolist() == [False, True]
+
+
+def test_only_the_exit_at_the_cut_knows_worths_and_what_is_strange() -> None:
+    eases, _ = _outcomes().eases(Rule(DEFERRAL))
+    assert np.isnan(eases[:, 0]).all()
+    np.testing.assert_allclose(eases[:, 1], [0.9, 0.8, 0.25], rtol=1e-6)
+    eases, _ = _outcomes().eases(escalate_unusual=True)
+    assert np.isnan(eases).tolist() == [[False, False], [False, True], [False, False]]
+
+
+def test_with_costs_the_answer_is_the_cheapest_class() -> None:
+    _, answers = _outcomes().of(Part.VALIDATION).eases(Rule(EXPECTED_COST, costs=(0, 1, 20, 0)))
+    assert answers.tolist() == [[1, 1]]
+
+
+def test_a_detectors_exit_answers_nothing_but_nothing() -> None:
+    eases, _ = _outcomes(finding=True, names=()).eases()
+    assert np.isnan(eases).tolist() == [[False, False], [True, True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"probabilities": ROWS[:, 0]}, "probabilities"),
+        ({"whole": np.array([0, 1])}, "whole"),
+        ({"whole": np.array([0, 1, 2])}, "whole"),
+        ({"part": np.array([0, 1, 2])}, "part"),
+        ({"logits": ROWS[:, :1]}, "logits"),
+        ({"worth": np.zeros(2)}, "worth"),
+        ({"names": ("ok",)}, "names"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(change: dict[str, object], field: str) -> None:
+    with pytest.raises(MeshError) as caught:
+        _outcomes(**change)
+    assert caught.value.fields[0][0] == field
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"n": 3}, "n is 3"),
-        ({"agrees": [True]}, "1 agreements"),
-        ({"confidences": [0.5, 1.5]}, "confidences.1"),
-        ({"confidences": [0.5, -0.1]}, "confidences.1"),
-        ({"schema_version": 2}, "schema_version"),
-        ({"labels": ["ok"]}, "labels"),
-        ({"seed": None}, "seed"),
+        ({"version": np.array([1])}, "version is 1"),
+        ({"whole": np.array([0, 1, 5])}, "whole"),
+        ({"worth": np.array([0.1, np.nan, 0.2], np.float32)}, "worth"),
+        ({"names": np.frombuffer(b"{}", np.uint8)}, "names"),
+        ({"names": np.frombuffer(b"[1, 2]", np.uint8)}, "names"),
+        ({"names": np.frombuffer(b"\xff", np.uint8)}, "names"),
+        ({"more": np.array([1])}, "more"),
+        ({"part": np.array([1, 2], np.uint8)}, "part"),
     ],
 )
-def test_a_wrong_file_is_refused_with_the_place(change: dict[str, object], what: str) -> None:
-    content = {"schema_version": 1, "n": 2, "confidences": [0.5, 0.5], "agrees": [True, True], "seed": 0}
+def test_a_wrong_file_is_refused_with_the_place(change: dict[str, np.ndarray], what: str) -> None:
+    arrays = load(_outcomes().to_bytes()) | change
     with pytest.raises(MeshError, match=what) as caught:
-        CalibrationOutcomes.from_json(json.dumps(content | change).encode())
+        CalibrationOutcomes.from_bytes(save(arrays))
     assert caught.value.reason is Reason.MODEL_CORRUPT
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b'{"n": NaN}'])
+@pytest.mark.parametrize("data", [b"", b"{", b'{"schema_version": 1}', b"\xff\xfe"])
 def test_what_is_no_such_file_is_refused(data: bytes) -> None:
     with pytest.raises(MeshError) as caught:
-        CalibrationOutcomes.from_json(data)
+        CalibrationOutcomes.from_bytes(data)
     assert caught.value.reason is Reason.MODEL_CORRUPT
 
 
 def test_a_file_above_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_OUTCOMES_BYTES", 10)
+    monkeypatch.setattr(module, "MAX_BYTES", 10)
     with pytest.raises(MeshError, match="at most 10"):
-        CalibrationOutcomes.from_json(CalibrationOutcomes.of([1.0], [True], seed=0).to_json())
-
-
-def test_several_exits_are_columns_from_the_input_on() -> None:
-    scores = np.array([[0.5, 0.9], [np.nan, 0.25], [0.75, 1.0]])
-    agrees = np.array([[True, False], [True, True], [False, True]])
-    read = CalibrationOutcomes.from_json(CalibrationOutcomes.of(scores, agrees, seed=1).to_json())
-    np.testing.assert_array_equal(read.columns()[0], scores)
-    np.testing.assert_array_equal(read.columns()[1], agrees)
-    assert read.confidences == (0.9, 0.25, 1.0)
-    assert read.earlier[0].confidences == (0.5, None, 0.75)
-
-
-def test_a_file_of_one_exit_says_nothing_of_others_and_one_written_before_there_were_any_is_read() -> None:
-    assert "earlier" not in json.loads(CalibrationOutcomes.of([1.0], [True], seed=3).to_json())
-    old = b'{"schema_version":1,"n":2,"confidences":[0.5,null],"agrees":[true,false],"seed":0}'
-    scores, agrees = CalibrationOutcomes.from_json(old).columns()
-    assert scores.shape == agrees.shape == (2, 1)
-
-
-def test_an_exit_of_another_length_is_refused() -> None:
-    content = json.loads(CalibrationOutcomes.of([[1.0, 0.5]], [[True, True]], seed=3).to_json())
-    content["earlier"][0]["confidences"].append(0.5)
-    with pytest.raises(MeshError) as caught:
-        CalibrationOutcomes.from_json(json.dumps(content).encode())
-    assert caught.value.reason is Reason.MODEL_CORRUPT
+        CalibrationOutcomes.from_bytes(_outcomes().to_bytes())

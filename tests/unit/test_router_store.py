@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from services.router import store as store_module
-from services.router.store import MAX_REASONS, OTHER, Counts, Load, MemoryStore, Report, RouterStore, Tolerance
+from services.router.goals import Goals
+from services.router.store import MAX_REASONS, OTHER, Counts, Load, MemoryStore, Report, RouterStore, Sight
 from services.router.store_sqlite import SCHEMA_VERSION, SqliteStore
 from splitmesh.errors import MeshError, Reason
+from splitmesh.routing import audit
 
 NOW = datetime(2025, 1, 2, 3, 4, 5, 678901, UTC)
 REPORT = Report(
@@ -22,7 +24,7 @@ REPORT = Report(
     sequence=1,
     model="joints",
     version=3,
-    counts=Counts(10, 4, 1, {"LINK": 2}, {"BAD": 1}, 5),
+    counts=Counts(10, 4, 1, {"LINK": 2}, {"BAD": 1}, 5, {"UNSURE": 4}),
 )
 
 
@@ -34,12 +36,20 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await made.stop()
 
 
-async def test_a_tolerance_is_none_until_stated_and_then_the_last_one(store: RouterStore) -> None:
-    assert await store.tolerance("joints") is None
-    await store.set_tolerance("joints", Tolerance(0.02, 0.05))
-    await store.set_tolerance("joints", Tolerance(0.01, 0.1))
-    assert await store.tolerance("joints") == Tolerance(0.01, 0.1)
-    assert await store.tolerance("other") is None
+async def test_goals_are_none_until_stated_and_then_the_last_ones(store: RouterStore) -> None:
+    assert await store.goals("joints") is None
+    await store.set_goals("joints", "few")
+    await store.set_goals("joints", "fewer")
+    assert await store.goals("joints") == "fewer"
+    assert await store.goals("other") is None
+
+
+async def test_each_site_is_as_it_was_stated_last(store: RouterStore) -> None:
+    assert await store.sites() == {}
+    await store.set_site("south", "10 MB/s")
+    await store.set_site("north", "1 MB/s")
+    await store.set_site("south", "2 MB/s")
+    assert await store.sites() == {"north": "1 MB/s", "south": "2 MB/s"}
 
 
 async def test_a_revision_grows_with_each_change_of_the_text_and_only_then(store: RouterStore) -> None:
@@ -57,7 +67,7 @@ async def test_reports_add_up_by_version_and_node(store: RouterStore) -> None:
     assert await store.add(replace(REPORT, sequence=4, model="other"), NOW)
     found = await store.outcomes("joints")
     assert [(entry.node, entry.version) for entry in found] == [("mec-1", 3), ("mec-1", 4), ("mec-2", 3)]
-    assert found[0].counts == Counts(20, 8, 2, {"LINK": 4}, {"BAD": 2}, 10)
+    assert found[0].counts == Counts(20, 8, 2, {"LINK": 4}, {"BAD": 2}, 10, {"UNSURE": 8})
     assert found[0].last_report_time == later
     assert [entry.version for entry in await store.outcomes("joints", 4)] == [4]
     assert await store.outcomes("unknown") == []
@@ -132,14 +142,16 @@ async def test_everything_survives_closing_and_opening(tmp_path: Path) -> None:
     path = tmp_path / "router.sqlite"
     first = SqliteStore(path)
     await first.start()
-    await first.set_tolerance("joints", Tolerance(0.01, 0.1))
+    await first.set_goals("joints", "fewer")
+    await first.set_site("south", "2 MB/s")
     await first.revision("joints", 3, "a")
     await first.add(REPORT, NOW)
     await first.stop()
     second = SqliteStore(path)
     await second.start()
     try:
-        assert await second.tolerance("joints") == Tolerance(0.01, 0.1)
+        assert await second.goals("joints") == "fewer"
+        assert await second.sites() == {"south": "2 MB/s"}
         assert await second.revision("joints", 3, "a") == 1
         assert await second.revision("joints", 3, "b") == 2
         assert not await second.add(REPORT, NOW)
@@ -149,16 +161,25 @@ async def test_everything_survives_closing_and_opening(tmp_path: Path) -> None:
         await second.stop()
 
 
-async def test_counts_written_before_there_was_edge_whole_are_read_with_none_of_it(tmp_path: Path) -> None:
+async def test_sights_and_audits_of_a_report_do_not_change_what_is_stored(store: RouterStore) -> None:
+    sight = Sight("cam-1", 1, 0.5, None, None, audited=False, exit=0, age_ms=3.0)
+    counts = {audit.Stratum("cam-1", "NG", 1): audit.Counts(10, 2, 1)}
+    assert await store.add(replace(REPORT, sights=(sight,), audits=counts, sights_left_out=4), NOW)
+    assert not await store.add(REPORT, NOW)
+    (entry,) = await store.outcomes("joints")
+    assert entry.counts == REPORT.counts
+
+
+async def test_counts_written_before_there_were_whole_or_hard_ones_are_read_with_none_of_them(tmp_path: Path) -> None:
     path = tmp_path / "router.sqlite"
     store = SqliteStore(path)
     await store.start()
     try:
         await store.add(REPORT, NOW)
         with sqlite3.connect(path) as other:
-            other.execute("UPDATE outcomes SET counts = json_remove(counts, '$.edge_whole')")
+            other.execute("UPDATE outcomes SET counts = json_remove(counts, '$.edge_whole', '$.hard')")
         (entry,) = await store.outcomes("joints")
-        assert entry.counts == replace(REPORT.counts, edge_whole=0)
+        assert entry.counts == replace(REPORT.counts, edge_whole=0, hard={})
     finally:
         await store.stop()
 
@@ -199,6 +220,8 @@ async def test_a_store_of_the_first_schema_is_upgraded_with_everything_in_it(tmp
     with sqlite3.connect(path) as database:
         for table in ("tolerances (model, max_disagreement, delta)", "policies (model, version, revision, policy)"):
             database.execute(f"CREATE TABLE {table}")
+        database.execute("INSERT INTO tolerances VALUES ('joints', 0.04, 0.1)")
+        database.execute("INSERT INTO policies VALUES ('joints', 3, 7, 'old')")
         database.execute(
             "CREATE TABLE seen (node TEXT, boot_id TEXT, floor, early, touched, PRIMARY KEY (node, boot_id))"
         )
@@ -215,7 +238,35 @@ async def test_a_store_of_the_first_schema_is_upgraded_with_everything_in_it(tmp
         await store.add(replace(REPORT, load=Load(5.0, tails=1)), NOW)
         (entry,) = await store.outcomes("joints")
         assert (entry.counts.edge_exit, entry.load) == (17, Load(5.0, tails=1))
+        goals = Goals.from_json(await store.goals("joints") or "", Goals(0.02, 0.05, 0.015))
+        assert goals == Goals(0.04, 0.1, 0.015)
+        assert await store.sites() == {}
+        assert await store.revision("joints", 3, "old") == 7
         await store.stop()
+
+
+async def test_tolerances_of_the_second_schema_become_goals_that_can_be_stated_anew(tmp_path: Path) -> None:
+    path = tmp_path / "router.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "CREATE TABLE tolerances (model TEXT PRIMARY KEY, max_disagreement REAL NOT NULL, delta REAL NOT NULL) STRICT"
+        )
+        database.executemany("INSERT INTO tolerances VALUES (?, ?, ?)", [("joints", 0.1, 0.2), ("seams", 0.3, 0.4)])
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    store, default = SqliteStore(path), Goals(0.02, 0.05, 0.25)
+    await store.start()
+    try:
+        assert Goals.from_json(await store.goals("seams") or "", default) == Goals(0.3, 0.4, 0.25)
+        await store.set_goals("joints", default.to_json())
+        await store.set_site("south", "2 MB/s")
+        assert Goals.from_json(await store.goals("joints") or "", default) == default
+    finally:
+        await store.stop()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'tolerances'").fetchone() == (0,)
+    database.close()
 
 
 async def test_a_file_that_is_no_database_or_of_a_later_schema_is_refused(tmp_path: Path) -> None:
@@ -237,5 +288,5 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
     await store.stop()
     await store.stop()
     with pytest.raises(MeshError) as caught:
-        await store.tolerance("joints")
+        await store.goals("joints")
     assert caught.value.reason is Reason.NOT_READY

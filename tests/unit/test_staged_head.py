@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.head.staged import HeadRun, StagedHead, may_answer, run_head
+from edge.head.staged import HeadRun, StagedHead, judged, run_head
 from splitmesh.errors import MeshError, Reason
-from splitmesh.model.gate import ESCALATE_ALL, Gate
-from splitmesh.model.manifest import HEAD, ExitInfo, Finding, Manifest
+from splitmesh.model.manifest import HEAD, Manifest
+from splitmesh.routing.gate import ESCALATE_ALL, Gate, Override, Why
+from splitmesh.routing.rule import DEFERRAL, Judge, Rule
 from splitmesh.runtime import Session, open_session
 from splitmesh.tensor.spec import Array
 from tests.support.exit_nets import NOISE, finding_detector, pictures_of, staged_classifier
+from tests.support.fitted import deferral, strange_beyond
 from tests.unit.onnx_nets import data, model, node, value
 
 
@@ -43,6 +45,11 @@ def pieces() -> Iterator[list[_Counting]]:
 @pytest.fixture
 def manifest() -> Manifest:
     return staged_classifier().work.manifest
+
+
+def why(run: HeadRun) -> Why:
+    assert run.verdict is not None
+    return run.verdict.why
 
 
 def picture(seed: int = 1) -> dict[str, Array]:
@@ -83,11 +90,11 @@ def test_it_stops_at_the_first_sure_exit(pieces: list[_Counting], manifest: Mani
     first, second = confidences(pieces, manifest, feeds)
     before = [piece.runs for piece in pieces]
     early = run_head(StagedHead(pieces), manifest, Gate(first - 0.01), feeds, escalate=False)
-    assert (early.exit, early.sure, early.complete) == (0, True, False)
+    assert (early.exit, why(early), early.complete) == (0, Why.SURE, False)
     assert [piece.runs for piece in pieces] == [before[0] + 1, before[1]]
-    assert early.outputs.keys() == {manifest.exits()[0].output}
+    assert early.outputs.keys() == set(manifest.exits()[0].outputs())
     late = run_head(StagedHead(pieces), manifest, Gate(second - 0.01), feeds, escalate=False)
-    assert (late.exit, late.sure, late.complete) == (1, True, True)
+    assert (late.exit, why(late), late.complete) == (1, Why.SURE, True)
     assert late.exit_row is not None
     assert late.exit_row.max() == pytest.approx(second)
 
@@ -98,7 +105,7 @@ def test_unsure_at_every_exit_it_gives_what_crosses_and_the_deepest_exits_row(
     feeds = where(pieces, manifest, rising=False)
     first, second = confidences(pieces, manifest, feeds)
     unsure = run_head(StagedHead(pieces), manifest, Gate(first + 0.01), feeds, escalate=False)
-    assert (unsure.exit, unsure.sure, unsure.complete) == (1, False, True)
+    assert (unsure.exit, why(unsure), unsure.complete) == (1, Why.UNSURE, True)
     assert unsure.exit_row is not None
     # Not the surest row: the one that the fallback stands for.
     assert unsure.exit_row.max() == pytest.approx(second)
@@ -110,7 +117,7 @@ def test_unsure_at_every_exit_it_gives_what_crosses_and_the_deepest_exits_row(
 @pytest.mark.parametrize("escalate", [True, False])
 def test_with_escalate_nothing_is_sure(pieces: list[_Counting], manifest: Manifest, escalate: bool) -> None:
     run = run_head(StagedHead(pieces), manifest, Gate(0.0), picture(), escalate=escalate)
-    assert (run.sure, run.exit, run.complete) == ((False, 1, True) if escalate else (True, 0, False))
+    assert (why(run), run.exit, run.complete) == ((Why.ASKED, 1, True) if escalate else (Why.SURE, 0, False))
 
 
 def test_a_head_in_one_piece_runs_once_and_asks_its_only_exit() -> None:
@@ -118,7 +125,7 @@ def test_a_head_in_one_piece_runs_once_and_asks_its_only_exit() -> None:
     head = _Counting(open_session(work.artifacts[HEAD]))
     feeds = {"x": pictures_of(1)[0]}
     run = run_head(head, work.manifest, Gate(ESCALATE_ALL), feeds, escalate=False)
-    assert (run.exit, run.sure, run.complete, head.runs) == (0, False, True, 1)
+    assert (run.exit, why(run), run.complete, head.runs) == (0, Why.NO_PROMISE, True, 1)
 
 
 def test_a_model_without_an_exit_is_never_sure() -> None:
@@ -126,31 +133,67 @@ def test_a_model_without_an_exit_is_never_sure() -> None:
     bare = Manifest(task="raw", whole=work.manifest.whole)
     session = open_session(work.whole())
     run = run_head(session, bare, Gate(0.0), {"x": pictures_of(1)[0]}, escalate=False)
-    assert run == HeadRun(run.outputs, None, -1, sure=False, complete=True)
+    assert run == HeadRun(run.outputs, None, -1, None, complete=True)
 
 
-@pytest.mark.parametrize(
-    ("row", "sure", "finds"),
-    [
-        ([0.95, 0.05], True, True),
-        ([0.05, 0.95], True, False),
-        ([0.5, 0.5], False, False),
-        ([np.nan, np.nan], False, False),
-        ([0.95, 0.95], False, False),
-    ],
-)
-def test_a_detectors_exit_may_only_say_nothing(row: list[float], sure: bool, finds: bool) -> None:
-    exit_ = ExitInfo(output="e", temperature=1, fit_samples=1, holdout_samples=1, holdout_agreement=1)
-    finding = exit_.model_copy(update={"finding": Finding(output="scores", min_score=0.5)})
-    array = np.array([row], np.float32)
-    assert may_answer(exit_, Gate(0.9), array) is sure
-    assert may_answer(finding, Gate(0.9), array) is finds
+def test_a_detectors_exit_may_only_say_nothing_under_the_names_of_findings() -> None:
+    work = finding_detector().work
+    exit_ = work.manifest.exit
+    assert exit_ is not None
+    outputs = {name: np.zeros((1, 2), np.float32) for name in exit_.outputs()}
+    for row, expected in [([0.95, 0.05], Why.DRIFTED), ([0.05, 0.95], Why.FINDING)]:
+        gate = Gate(0.5, Judge(finding=True), overrides=[Override("", "nothing", ESCALATE_ALL)])
+        given = outputs | {exit_.output: np.array([row], np.float32)}
+        assert judged(work.manifest, exit_, gate, given).why is expected
 
 
-def test_a_row_of_other_than_two_says_nothing_about_a_finding() -> None:
-    exit_ = ExitInfo(output="e", temperature=1, fit_samples=1, holdout_samples=1, holdout_agreement=1)
-    finding = exit_.model_copy(update={"finding": Finding(output="scores", min_score=0.5)})
-    assert not may_answer(finding, Gate(0.5), np.array([[0.98, 0.01, 0.01]], np.float32))
+def test_a_camera_of_its_own_threshold_goes_deeper_than_others(pieces: list[_Counting], manifest: Manifest) -> None:
+    gate = Gate(0.0, overrides=[Override("north", "", ESCALATE_ALL)])
+    runs = {
+        camera: run_head(StagedHead(pieces), manifest, gate, picture(), camera=camera, escalate=False)
+        for camera in ("north", "south")
+    }
+    assert [(run.exit, why(run)) for run in runs.values()] == [(1, Why.DRIFTED), (0, Why.SURE)]
+
+
+def test_an_override_of_a_class_goes_by_its_name(pieces: list[_Counting], manifest: Manifest) -> None:
+    row = StagedHead(pieces).run(picture())[manifest.exits()[0].output][0]
+    named = manifest.labels[int(row.argmax())]
+    for label, expected in [(named, Why.DRIFTED), ("of no class", Why.SURE)]:
+        gate = Gate(0.0, overrides=[Override("", label, ESCALATE_ALL)])
+        assert judged(manifest, manifest.exits()[0], gate, StagedHead(pieces).run(picture())).why is expected
+
+
+def test_a_fitted_score_is_known_at_the_cut_alone(pieces: list[_Counting], manifest: Manifest) -> None:
+    gate = Gate(0.0, Judge(Rule(DEFERRAL)), deferral=deferral(classes=len(manifest.labels)))
+    run = run_head(StagedHead(pieces), manifest, gate, picture(), escalate=False)
+    assert (run.exit, why(run)) == (1, Why.SURE)
+    assert run.verdict is not None
+    assert run.verdict.ease == pytest.approx(1 - run.verdict.worth)
+
+
+def test_logits_are_read_at_every_exit_and_features_at_the_cut(pieces: list[_Counting], manifest: Manifest) -> None:
+    assert manifest.exit is not None
+    assert manifest.exit.features is not None
+    given = StagedHead(pieces).run(picture())
+    width = given[manifest.exit.features].shape[1]
+    gate = Gate(0.0, Judge(Rule("energy")), unusual=strange_beyond(0.0, width=width))
+    first = run_head(StagedHead(pieces), manifest, gate, picture(), escalate=False)
+    assert (first.exit, why(first)) == (0, Why.SURE)
+    assert first.verdict is not None
+    assert first.verdict.unusual is None
+    last = judged(manifest, manifest.exit, gate, given)
+    assert (last.why, last.unusual) == (Why.UNUSUAL, True)
+    assert last.ease != pytest.approx(first.verdict.ease)
+
+
+def test_what_an_exit_gives_beside_its_row_does_not_cross(pieces: list[_Counting], manifest: Manifest) -> None:
+    run = run_head(StagedHead(pieces), manifest, Gate(ESCALATE_ALL), picture(), escalate=False)
+    assert manifest.split is not None
+    wire = {info.name for info in manifest.split.wire}
+    beside = {name for entry in manifest.exits() for name in entry.outputs()}
+    assert run.outputs.keys() == wire | beside
+    assert not wire & beside
 
 
 def test_an_input_that_only_a_later_piece_takes_is_an_input_of_the_head() -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.model.gate import ESCALATE_ALL
-from splitmesh.model.threshold import (
+from splitmesh.routing.gate import ESCALATE_ALL
+from splitmesh.routing.threshold import (
     GRID,
     answered_by,
     choose_threshold,

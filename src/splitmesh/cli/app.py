@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from splitmesh.cli import adapting, compressing, infer, models, nodes, outcomes, planning, profiling, splitting
+from splitmesh.cli import (
+    adapting,
+    compressing,
+    infer,
+    models,
+    nodes,
+    outcomes,
+    planning,
+    profiling,
+    route,
+    samples,
+    splitting,
+)
 from splitmesh.cli.output import how_to_install
 from splitmesh.errors import Reason
 
@@ -25,7 +37,8 @@ app.command()(splitting.split)
 app.command()(adapting.adapt)
 app.command()(compressing.compress)
 app.add_typer(compressing.app, name="compressions")
-app.command()(outcomes.tolerance)
+app.add_typer(route.app, name="route")
+app.add_typer(samples.app, name="samples")
 app.command()(outcomes.outcomes)
 app.command()(nodes.nodes)
 

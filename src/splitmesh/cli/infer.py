@@ -14,7 +14,7 @@ from splitmesh.cli.connect import gateway
 from splitmesh.cli.output import JsonOption, run, show_json, show_line, show_table
 from splitmesh.cli.sources import frames, paced
 from splitmesh.cli.summary import StreamSummary, live
-from splitmesh.client import Answer
+from splitmesh.client import Answer, Routing
 from splitmesh.client.stream import MAX_WINDOW, Drop, Order
 from splitmesh.errors import field_error
 from splitmesh.tensor.spec import Array
@@ -66,10 +66,24 @@ def infer(
         show_table("", ["class", "probability"], rows)
     for name, array in answer.outputs.items():
         print(f"{name}: {array.dtype} {list(array.shape)}")
+    if answer.routing is not None:
+        print(described(answer.routing))
     fallback = f" ({answer.fallback_reason})" if answer.fallback_reason else ""
     print(f"{answer.answered_by}{fallback}, {answer.model} version {answer.version}, trace {answer.trace_id}")
     rate = "" if answer.rate is None else f" (rate {answer.rate})"
     print(f"{answer.timings.total_ms:.1f} ms, {answer.uplink_bytes} bytes on the uplink{rate}")
+
+
+def described(routing: Routing) -> str:
+    """How it was decided whether the edge answers, in one line."""
+    ease = "undefined" if routing.ease is None else f"{routing.ease:.3f}"
+    by = f"policy {routing.policy_revision}" if routing.policy_revision else "no policy yet"
+    facts = [f"{routing.why}: {routing.score} {ease} against {routing.threshold:.3f}", f"worth {routing.worth:.3f}", by]
+    if routing.refused:
+        facts.append(f"not sent: {routing.refused}")
+    if routing.audited:
+        facts.append("audited")
+    return ", ".join(facts)
 
 
 def _frame(image: Path | None, inputs: Path | None) -> Path | dict[str, Array]:

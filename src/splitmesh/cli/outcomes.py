@@ -1,5 +1,4 @@
-"""``splitmesh outcomes`` and ``tolerance``: who answered, as the router counts it, how crowded the tails are, and how sure an
-exit must be to."""
+"""``splitmesh outcomes``: who answered, as the router counts it, and how crowded the tails are."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import typer
 
 from splitmesh.cli.connect import channels
 from splitmesh.cli.output import JsonOption, run, show_json, show_table
-from splitmesh.client.routing import NodeOutcomes, RoutingClient, ToleranceInfo, UplinkLoad
+from splitmesh.client.routing import NodeOutcomes, RoutingClient, UplinkLoad
 
 COLUMNS = (
     "node",
@@ -41,25 +40,6 @@ def outcomes(model: Annotated[str, typer.Argument(help="Name of the model.")], j
         loads = [_load_row(entry, entry.load) for entry in found if entry.load is not None]
         if loads:
             show_table("The way to the tails, at the last report", LOAD_COLUMNS, loads)
-
-
-def tolerance(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
-    max_disagreement: Annotated[float, typer.Option(help="Tolerated share of exit answers unlike the whole's.")],
-    delta: Annotated[float, typer.Option(help="Probability that the bound is wrong; 0: the router's default.")] = 0.0,
-    json: JsonOption = False,
-) -> None:
-    """State how often the exit may disagree with the full model; heads get the new threshold at once."""
-
-    async def ask() -> ToleranceInfo:
-        async with channels() as opened:
-            return await RoutingClient(opened).set_tolerance(model, max_disagreement, delta=delta)
-
-    info = run(ask())
-    if json:
-        show_json(info)
-    else:
-        print(f"{model}: at most {info.max_disagreement:.2%} disagreement, with confidence {1 - info.delta:.0%}")
 
 
 def _row(entry: NodeOutcomes) -> list[object]:

@@ -62,6 +62,12 @@ def show_line(value: object) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; numbers are aligned to the right."""
+    # A pipe has no width: wide enough for a log, rather than wrapped at 80.
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(make_table(title, columns, rows))
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """As :func:`show_table` shows it."""
     table = Table(title=title or None, title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
@@ -70,8 +76,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row))  # [/x] in a tensor's name is no markup
-    # A pipe has no width: wide enough for a log, rather than wrapped at 80.
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    return table
 
 
 def _cell(value: object) -> str:

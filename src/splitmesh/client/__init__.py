@@ -4,11 +4,12 @@ Camera gateways use :class:`Mesh` or :class:`SyncMesh`; docs/sdk.md shows how. O
 control plane, which find their service through ``splitmesh.kernel.channels.Channels``.
 """
 
-from splitmesh.client.answers import Answer, AnsweredBy, FrameFailure, Label, StreamCounts, Timings
+from splitmesh.client.answers import Answer, AnsweredBy, FrameFailure, Label, Routing, StreamCounts, Timings
 from splitmesh.client.mesh import Mesh
 from splitmesh.client.stream import Stream
 from splitmesh.client.sync import SyncMesh, SyncStream
 from splitmesh.errors import MeshError, Reason
+from splitmesh.routing.gate import Why
 
 __all__ = [
     "Answer",
@@ -18,9 +19,11 @@ __all__ = [
     "Mesh",
     "MeshError",
     "Reason",
+    "Routing",
     "Stream",
     "StreamCounts",
     "SyncMesh",
     "SyncStream",
     "Timings",
+    "Why",
 ]

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from splitmesh.api.inference.v1 import inference_pb2 as pb
+from splitmesh.api.routing.v1 import routing_pb2
 from splitmesh.errors import MeshError
 from splitmesh.kernel.tensors import tensors_from_messages
+from splitmesh.routing.gate import Why
 from splitmesh.tensor.spec import ANSWER_LIMITS, Array
+
+_WHY = {routing_pb2.RouteReason.Value(f"ROUTE_REASON_{why.value}"): why for why in Why}
 
 
 class AnsweredBy(StrEnum):
@@ -49,12 +53,35 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """How it was decided whether the edge answers."""
+
+    why: Why
+    """Why the sample is easy or hard."""
+    score: str
+    """Name of the score; see ``splitmesh.routing``."""
+    ease: float | None
+    """How easy the sample looks by that score, 0..1; None where that is undefined."""
+    threshold: float
+    """What the ease was compared with; above 1 everything escalates."""
+    worth: float
+    """Expected gain of asking the tail, 0..1."""
+    refused: str = ""
+    """One sentence where a hard sample was not sent for want of budget, else empty."""
+    audited: bool = False
+    """The tail is asked all the same, to see whether it agrees; what it says comes too late for this answer."""
+    policy_revision: int = 0
+    """Of the router's policy; 0: none was heard of yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The answer to one frame."""
 
     frame_id: int
     labels: tuple[Label, ...]
-    """By descending score; empty for a model without labels, but for a detector's exit: nothing, something."""
+    """The answer first, then by descending score; empty for a model without labels, but for a detector's exit: nothing,
+    something. The answer has the largest score, unless an exit answered where mistakes cost different amounts."""
     answered_by: AnsweredBy
     fallback_reason: str
     """Reason code when `answered_by` is EDGE_FALLBACK, else empty."""
@@ -73,10 +100,12 @@ class Answer:
     """At which the features were coded, 0: the best; None when none crossed or the version has no rates."""
     exit: int | None = None
     """Which exit answered, counted from the input; None when none did."""
+    routing: Routing | None = None
+    """None for a version without an exit, and of a head that does not tell."""
 
     @property
     def label(self) -> Label:
-        """The most probable class. IndexError for a model without labels."""
+        """The class that is the answer. IndexError for a model without labels."""
         return self.labels[0]
 
 
@@ -128,4 +157,22 @@ def answer_from_message(message: pb.InferResponse) -> Answer:
         outputs=tensors_from_messages(message.outputs, ANSWER_LIMITS),
         rate=message.rate if message.HasField("rate") else None,
         exit=message.exit if message.HasField("exit") else None,
+        routing=_routing(message.routing) if message.HasField("routing") else None,
+    )
+
+
+def _routing(message: pb.Routing) -> Routing | None:
+    """None where a newer head has a reason that this client does not know: the answer is as good without."""
+    why = _WHY.get(message.why)
+    if why is None:
+        return None
+    return Routing(
+        why=why,
+        score=message.score,
+        ease=message.ease if message.HasField("ease") else None,
+        threshold=message.threshold,
+        worth=message.worth,
+        refused=message.refused,
+        audited=message.audited,
+        policy_revision=message.policy_revision,
     )

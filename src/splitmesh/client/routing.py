@@ -1,17 +1,56 @@
-"""A head's and an operator's side of the router: states tolerances, follows policies, reports counts."""
+"""A head's, a gateway's and an operator's side of the router: states goals, follows policies, decides, reports outcomes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict
 
 from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
-from splitmesh.errors import MeshError, Reason
+from splitmesh.client.routing_messages import (
+    audits_to,
+    classes_to,
+    counts_to,
+    decision_from,
+    goals_from,
+    goals_to,
+    node_from,
+    policy_from,
+    sight_to,
+)
+from splitmesh.client.routing_values import (
+    BoundInfo,
+    ClassLimit,
+    Decision,
+    Goals,
+    GoalsInForce,
+    NodeOutcomes,
+    Outcomes,
+    OverrideInfo,
+    PolicyInfo,
+    Sight,
+    UplinkLoad,
+)
+from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.channels import Channels, mesh_errors
+from splitmesh.routing.audit import Counts, Stratum
+
+__all__ = [
+    "BoundInfo",
+    "ClassLimit",
+    "Decision",
+    "Goals",
+    "GoalsInForce",
+    "NodeOutcomes",
+    "Outcomes",
+    "OverrideInfo",
+    "PolicyInfo",
+    "RoutingClient",
+    "Sight",
+    "UplinkLoad",
+]
 
 log = logging.getLogger(__name__)
 
@@ -22,93 +61,33 @@ PERMANENT = frozenset({Reason.MODEL_NOT_FOUND, Reason.VERSION_NOT_FOUND, Reason.
 """Errors by which a watch ends: waiting does not heal them."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyInfo:
-    """How a head decides; see ``splitmesh.api.routing.v1.Policy``."""
-
-    model: str
-    version: int
-    revision: int
-    threshold: float
-    """Smallest accepted confidence of the exit; above 1 everything escalates."""
-    max_disagreement: float
-    delta: float
-    disagreement_bound: float
-    coverage: float
-    calibration_samples: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class ToleranceInfo:
-    """The tolerance in force."""
-
-    max_disagreement: float
-    delta: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """Counts of decided samples."""
-
-    edge_exit: int = 0
-    cloud_tail: int = 0
-    edge_fallback: Mapping[str, int] = field(default_factory=dict)
-    """By reason code."""
-    tail_disagreed: int = 0
-    """Of ``cloud_tail``: the exit named another class."""
-    refused: Mapping[str, int] = field(default_factory=dict)
-    """By reason code."""
-    edge_whole: int = 0
-    """Answered by the whole model at the edge: the version is not split."""
-
-
-@dataclass(frozen=True, slots=True)
-class UplinkLoad:
-    """How crowded the way to the tails is, as a head saw it; see ``splitmesh.api.routing.v1.UplinkLoad``."""
-
-    backlog_ms: float
-    """How long a frame would wait at the least crowded tail."""
-    goodput_mbps: float
-    """0: not known."""
-    rtt_ms: float
-    """0: not known."""
-    loss: float
-    """Share of TCP segments that were sent again, 0..1."""
-    tails: int
-    """That take frames now."""
-
-    @classmethod
-    def of(cls, message: routing_pb2.UplinkLoad) -> UplinkLoad:
-        """A message as a value."""
-        return cls(message.backlog_ms, message.goodput_mbps, message.rtt_ms, message.loss, message.tails)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeOutcomes:
-    """Sums of one version on one node."""
-
-    node: str
-    version: int
-    outcomes: Outcomes
-    last_report_time: datetime
-    """UTC."""
-    load: UplinkLoad | None = None
-    """Of the last report; None for a version without tails."""
-
-
 class RoutingClient:
     """Calls RoutingService. Every method raises the service's MeshErrors, see its proto."""
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
 
-    async def set_tolerance(self, model: str, max_disagreement: float, *, delta: float = 0.0) -> ToleranceInfo:
-        """State the tolerated disagreement with the full model, 0..1 both excluded; a ``delta`` of 0 is the default."""
-        request = routing_pb2.SetToleranceRequest(model=model, max_disagreement=max_disagreement, delta=delta)
+    async def set_goals(self, model: str, goals: Goals) -> Goals:
+        """State what may go wrong; every head that follows the model has the new policy soon.
+
+        All of the goals: what is left out is back at its default. Returns them with the defaults filled in.
+        """
+        request = routing_pb2.SetGoalsRequest(model=model, goals=goals_to(goals))
         async with mesh_errors():
-            response = await (await self._stub()).SetTolerance(request)
-        return ToleranceInfo(response.max_disagreement, response.delta)
+            response = await (await self._stub()).SetGoals(request)
+        return goals_from(response.goals)
+
+    async def get_goals(self, model: str) -> GoalsInForce:
+        """The goals in force."""
+        async with mesh_errors():
+            response = await (await self._stub()).GetGoals(routing_pb2.GetGoalsRequest(model=model))
+        return GoalsInForce(goals_from(response.goals), response.stated)
+
+    async def get_policy(self, model: str, version: int) -> PolicyInfo:
+        """The policy of a version now. MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
+        async with mesh_errors():
+            response = await (await self._stub()).GetPolicy(routing_pb2.GetPolicyRequest(model=model, version=version))
+        return policy_from(response.policy)
 
     async def watch_policy(self, model: str, version: int, node: str) -> AsyncGenerator[PolicyInfo]:
         """The policy of a version now, then each change, for as long as the caller iterates.
@@ -143,8 +122,13 @@ class RoutingClient:
         boot_id: str,
         sequence: int,
         load: UplinkLoad | None = None,
+        sights: Sequence[Sight] = (),
+        sights_left_out: int = 0,
+        audits: Mapping[Stratum, Counts] | None = None,
     ) -> None:
-        """Add counts; on disk when it returns. Repeating it with the same node, boot and sequence adds nothing.
+        """Add counts, and tell some samples; on disk when it returns.
+
+        Repeating it with the same node, boot and sequence adds nothing.
 
         Args:
             model: by name.
@@ -154,6 +138,9 @@ class RoutingClient:
             boot_id: chosen anew at each start of the head.
             sequence: counts the reports of this boot from 1, over all models.
             load: how crowded the version's tails are now; None for one without.
+            sights: some of the samples, in the order of time, at most 1,000.
+            sights_left_out: samples that there was no room to tell.
+            audits: what the audits that came since the last report say, at most 256 strata.
         """
         request = routing_pb2.ReportOutcomesRequest(
             node=node,
@@ -161,25 +148,102 @@ class RoutingClient:
             sequence=sequence,
             model=model,
             version=version,
-            counts=routing_pb2.OutcomeCounts(
-                edge_exit=outcomes.edge_exit,
-                cloud_tail=outcomes.cloud_tail,
-                edge_fallback=outcomes.edge_fallback,
-                tail_disagreed=outcomes.tail_disagreed,
-                refused=outcomes.refused,
-                edge_whole=outcomes.edge_whole,
-            ),
+            counts=counts_to(outcomes),
             load=routing_pb2.UplinkLoad(**asdict(load)) if load is not None else None,
+            sights=[sight_to(sight) for sight in sights],
+            sights_left_out=sights_left_out,
+            audits=audits_to(audits or {}),
         )
         async with mesh_errors():
             await (await self._stub()).ReportOutcomes(request)
+
+    async def decide_by_policy(
+        self,
+        model: str,
+        version: int,
+        probabilities: Sequence[float],
+        *,
+        logits: Sequence[float] | None = None,
+        features: Sequence[float] | None = None,
+        camera_id: str = "",
+        site: str = "",
+        application: str = "",
+        size_bytes: int = 0,
+    ) -> Decision:
+        """Whether a sample of a gateway's own model is hard by a version's policy, and may cross.
+
+        Args:
+            model: by name.
+            version: its number.
+            probabilities: one per class, summing to 1; what is no distribution is hard.
+            logits: for scores that read them.
+            features: pooled, for scores that read them, and to tell unusual samples.
+            camera_id: which camera took it.
+            site: where it would cross, to see whether the site's budget lets it; empty: not looked at.
+            application: within the site; empty: the model.
+            size_bytes: that would cross.
+        """
+        request = routing_pb2.DecideRequest(
+            policy=routing_pb2.ModelVersion(model=model, version=version),
+            classes=classes_to(probabilities, logits, features),
+            camera_id=camera_id,
+            site=site,
+            application=application,
+            size_bytes=size_bytes,
+        )
+        return await self._decide(request)
+
+    async def decide(
+        self,
+        score: str,
+        threshold: float,
+        *,
+        probabilities: Sequence[float] | None = None,
+        logits: Sequence[float] | None = None,
+        boxes: Sequence[float] | None = None,
+        parameters: Mapping[str, float] | None = None,
+        camera_id: str = "",
+        site: str = "",
+        application: str = "",
+        size_bytes: int = 0,
+    ) -> Decision:
+        """Whether a sample is hard by a rule of the caller's own, and may cross; exactly one of probabilities and boxes is given.
+
+        Args:
+            score: also by the name of a miner of KubeEdge Sedna (CrossEntropy, Threshold, IBT).
+            threshold: easy from here on, 0..1.
+            probabilities: a classifier's row.
+            logits: for scores that read them, beside probabilities.
+            boxes: a detector's scores; none is nothing found, which is hard.
+            parameters: of the score.
+            camera_id: see :meth:`decide_by_policy`, as the others.
+            site: where it would cross.
+            application: within the site; must be given with one.
+            size_bytes: that would cross.
+        """
+        if probabilities is not None and boxes is not None:
+            raise field_error("scores", "are of boxes and of probabilities; give one of them")
+        request = routing_pb2.DecideRequest(
+            own=routing_pb2.OwnRule(score=score, threshold=threshold, parameters=parameters or {}),
+            classes=None if probabilities is None else classes_to(probabilities, logits, None),
+            boxes=None if boxes is None else routing_pb2.BoxScores(scores=boxes),
+            camera_id=camera_id,
+            site=site,
+            application=application,
+            size_bytes=size_bytes,
+        )
+        return await self._decide(request)
 
     async def get_outcomes(self, model: str, version: int = 0) -> list[NodeOutcomes]:
         """Sums by node and version; of one version, or of all with 0."""
         request = routing_pb2.GetOutcomesRequest(model=model, version=version)
         async with mesh_errors():
             response = await (await self._stub()).GetOutcomes(request)
-        return [_node(entry) for entry in response.nodes]
+        return [node_from(entry) for entry in response.nodes]
+
+    async def _decide(self, request: routing_pb2.DecideRequest) -> Decision:
+        async with mesh_errors():
+            return decision_from(await (await self._stub()).Decide(request))
 
     async def _policies(self, model: str, version: int, node: str) -> AsyncGenerator[PolicyInfo]:
         """One stream, until it breaks."""
@@ -188,42 +252,9 @@ class RoutingClient:
             call = (await self._stub()).WatchPolicy(request)
             try:
                 async for response in call:
-                    yield _policy(response.policy)
+                    yield policy_from(response.policy)
             finally:
                 call.cancel()
 
     async def _stub(self) -> routing_pb2_grpc.RoutingServiceStub:
         return routing_pb2_grpc.RoutingServiceStub(await self._channels.to(SERVICE))
-
-
-def _policy(message: routing_pb2.Policy) -> PolicyInfo:
-    return PolicyInfo(
-        model=message.model,
-        version=message.version,
-        revision=message.revision,
-        threshold=message.threshold,
-        max_disagreement=message.max_disagreement,
-        delta=message.delta,
-        disagreement_bound=message.disagreement_bound,
-        coverage=message.coverage,
-        calibration_samples=message.calibration_samples,
-        why=message.why,
-    )
-
-
-def _node(message: routing_pb2.NodeOutcomes) -> NodeOutcomes:
-    counts = message.counts
-    return NodeOutcomes(
-        node=message.node,
-        version=message.version,
-        outcomes=Outcomes(
-            edge_exit=counts.edge_exit,
-            cloud_tail=counts.cloud_tail,
-            edge_fallback=dict(counts.edge_fallback),
-            tail_disagreed=counts.tail_disagreed,
-            refused=dict(counts.refused),
-            edge_whole=counts.edge_whole,
-        ),
-        last_report_time=message.last_report_time.ToDatetime(tzinfo=UTC),
-        load=UplinkLoad.of(message.load) if message.HasField("load") else None,
-    )

@@ -25,6 +25,7 @@ from splitmesh.client.uplinks import load_message, uplink_message
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.discovery import Instance, split_address
+from splitmesh.model.alternatives import LinkState
 from splitmesh.tensor import Frame, TensorSpec
 
 __all__ = ["SegmentLink", "SegmentResult"]
@@ -146,6 +147,10 @@ class SegmentLink:
     def load(self) -> routing_pb2.UplinkLoad:
         """How crowded the tails are, and how good the link to them is."""
         return load_message([stream for stream in self._streams.values() if stream.accepts], self._estimator)
+
+    def way(self) -> LinkState | None:
+        """The link as the frames that cross it tell, those still out among them; None where nobody listens to it."""
+        return None if self._estimator is None else self._estimator.state(time.monotonic() * 1e3)
 
     async def run(self, frame: Frame, *, trace_context: bytes, deadline_s: float) -> SegmentResult:
         """The tail's outputs for one frame. A frame that one tail fails or refuses goes to another at once, and one that is

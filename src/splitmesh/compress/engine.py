@@ -22,7 +22,7 @@ from splitmesh.compress.report import Report, StepReport
 from splitmesh.compress.work import Apply, Context, Progress, Samples, Work
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.calibration import Calibration
-from splitmesh.model.manifest import MANIFEST, OUTCOMES, REPORT, Manifest
+from splitmesh.model.manifest import DEFERRAL, MANIFEST, OUTCOMES, REPORT, UNUSUAL, Manifest
 from splitmesh.runtime.timing import host_text
 
 __all__ = ["RESULT", "Finished", "check", "over_budget", "run", "run_held", "steps_done"]
@@ -57,7 +57,7 @@ class Finished:
 
     @property
     def outcomes(self) -> bytes | None:
-        """``calibration_outcomes.json``; None without an exit."""
+        """``calibration_outcomes.safetensors``; None without an exit."""
         return self.work.artifacts.get(OUTCOMES)
 
     def artifacts(self) -> dict[str, bytes]:
@@ -274,7 +274,7 @@ def _parsed(work: Work) -> Work:
     missing = set(manifest.artifacts()) - set(work.artifacts)
     if missing:
         raise MeshError(Reason.MODEL_INCOMPLETE, f"a step lost {sorted(missing)}")
-    used = {*manifest.artifacts(), *([OUTCOMES] if manifest.exit is not None else [])}
+    used = {*manifest.artifacts(), *((OUTCOMES, DEFERRAL, UNUSUAL) if manifest.exit is not None else ())}
     return Work(manifest, {name: content for name, content in work.artifacts.items() if name in used})
 
 

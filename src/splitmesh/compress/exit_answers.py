@@ -16,11 +16,11 @@ from splitmesh.compress.work import BATCH, Rows
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.calibration import Calibration
 from splitmesh.model.classes import as_probabilities
-from splitmesh.model.finding import FINDINGS, NOTHING, something_found
-from splitmesh.model.gate import exit_confidence
 from splitmesh.model.manifest import Finding, Manifest
 from splitmesh.model.pooling import pool
 from splitmesh.model.verify import run_all
+from splitmesh.routing.finding import FINDINGS, NOTHING, something_found
+from splitmesh.routing.rule import Judge
 from splitmesh.runtime import Session, open_session
 from splitmesh.tensor.spec import Array, TensorSpec
 
@@ -89,35 +89,29 @@ def pooled_features(
     return [np.concatenate(part) for part in parts]
 
 
-def exit_answers(
-    segments: Sequence[bytes],
-    outputs: Sequence[str],
-    samples: Calibration,
-    rows: Rows,
-    targets: Floats,
-    finding: Finding | None,
-    *,
-    threads: int = 1,
-) -> ExitAnswers:
-    """What the exits say about these rows, beside the targets of :func:`target_probabilities`.
-
-    Args:
-        segments: the head, or its stages in order: what a head runs.
-        outputs: of the exits, from the input on.
-    """
+def exit_rows(
+    segments: Sequence[bytes], outputs: Sequence[str], samples: Calibration, rows: Rows, *, threads: int = 1
+) -> dict[str, Array]:
+    """What a head, or its stages in order, gives for these rows: ``[rows, ...]`` by the names of its outputs."""
     with ExitStack() as stack:
         sessions = [stack.enter_context(closing(open_session(content, threads=threads))) for content in segments]
-        answers: list[list[Array]] = [[] for _ in outputs]
+        found: dict[str, list[Array]] = {output: [] for output in outputs}
         for feed, count in batches(samples, rows):
             given = run_all(sessions, feed)
-            for answer, output in zip(answers, outputs, strict=True):
-                answer.append(given[output][:count])
-    given_rows = [np.concatenate(answer) for answer in answers]
+            for output, parts in found.items():
+                parts.append(given[output][:count])
+    return {output: np.concatenate(parts) for output, parts in found.items()}
+
+
+def exit_answers(given: Sequence[Array], targets: Floats, finding: Finding | None) -> ExitAnswers:
+    """What the exits say, from their rows ``[samples, classes]`` each, from the input on, beside the targets of
+    :func:`target_probabilities`."""
     expected = targets.argmax(axis=1)
-    same = np.stack([answer.argmax(axis=1) == expected for answer in given_rows], axis=1)
-    sure = np.stack([exit_confidence(answer, finding=finding is not None) for answer in given_rows], axis=1)
+    judge = Judge(finding=finding is not None)
+    same = np.stack([rows.argmax(axis=1) == expected for rows in given], axis=1)
+    sure = np.stack([judge.eases(rows)[0] for rows in given], axis=1)
     # A detector's exit can answer nothing but "nothing".
-    agrees = same if finding is None else np.repeat((expected == NOTHING)[:, None], len(outputs), axis=1)
+    agrees = same if finding is None else np.repeat((expected == NOTHING)[:, None], len(given), axis=1)
     return ExitAnswers(sure, agrees, same)
 
 

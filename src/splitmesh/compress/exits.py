@@ -18,23 +18,26 @@ from splitmesh.compress.exit_answers import (
     ExitAnswers,
     batches,
     exit_answers,
+    exit_rows,
     pooled_features,
     require_output,
     target_probabilities,
 )
+from splitmesh.compress.exit_scores import outcomes_of
 from splitmesh.compress.recipe import Exits
-from splitmesh.compress.report import ExitPoint, ExitReport, Proportion
 from splitmesh.compress.work import Context, Samples, Work
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.artifacts import tensor_infos
 from splitmesh.model.cuts import Cut
 from splitmesh.model.edit import Names, value_info
-from splitmesh.model.exit_graph import EXIT_OUTPUT, attach_exit
+from splitmesh.model.exit_graph import EXIT_OUTPUT, FEATURES_OUTPUT, LOGITS_OUTPUT, attach_exit
 from splitmesh.model.exits import FittedExit, choose_feature, fit_exit
 from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
 from splitmesh.model.manifest import (
+    DEFERRAL,
     OUTCOMES,
+    UNUSUAL,
     ExitInfo,
     Finding,
     Manifest,
@@ -42,18 +45,10 @@ from splitmesh.model.manifest import (
     SplitInfo,
     stage_name,
 )
-from splitmesh.model.outcomes import CalibrationOutcomes
 from splitmesh.model.pooling import choose_grid
 from splitmesh.model.stages import cut_stages, verify_stages
-from splitmesh.model.threshold import answered_by, tolerated_threshold
 from splitmesh.model.verify import verify_chain
 from splitmesh.tensor.spec import TensorSpec
-
-TOLERATED = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
-"""Disagreements that a report shows."""
-
-ALL_EXITS = "all exits"
-"""Name of the last entry of a report on several exits: what they do together, one after the other."""
 
 VERIFY_SAMPLES = 64
 """Of the hold-out, on which the stages are compared with the head, element by element."""
@@ -61,10 +56,13 @@ VERIFY_SAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """Where an exit sits."""
+    """Where an exit sits, and the names of what it gives."""
 
     feature: TensorSpec
     output: str
+    logits: str
+    features: str = ""
+    """Only at the cut: what decides about a sample that got so far may read more."""
 
 
 def apply(work: Work, step: Exits, context: Context) -> Work:
@@ -80,22 +78,34 @@ def apply(work: Work, step: Exits, context: Context) -> Work:
     chain = cut_stages(head, step.at) if step.at else None
     sites = _sites(head, split, chain.cuts if chain else ())
     samples = context.samples
-    fitted, targets = _fit(head, sites, finding, context)
-    context.progress("write the exits into the head", 0.7)
+    fitted, targets, pooled = _fit(head, sites, finding, context)
+    context.progress("write the exits into the head", 0.65)
     with_exits, stages = head, list(chain.segments) if chain else []
     for number, (site, exit_) in enumerate(zip(sites, fitted, strict=True)):
-        with_exits = attach_exit(with_exits, site.feature.name, exit_, site.output)
+        names = {"logits": site.logits, "features": site.features}
+        with_exits = attach_exit(with_exits, site.feature.name, exit_, site.output, **names)
         if stages:
-            stages[number] = attach_exit(stages[number], site.feature.name, exit_, site.output)
+            stages[number] = attach_exit(stages[number], site.feature.name, exit_, site.output, **names)
     content, pieces = _bytes(with_exits), [_bytes(stage) for stage in stages]
     _verify(work.artifacts[split.head.artifact], content, pieces, samples)
-    context.progress("measure the exits on the hold-out", 0.85)
-    outputs = [site.output for site in sites]
-    rows = samples.holdout
-    answers = exit_answers(
-        pieces or [content], outputs, samples.calibration, rows, targets[rows], finding, threads=context.threads
+    context.progress("ask the exits about samples they were not fitted to", 0.8)
+    rows = np.concatenate([samples.validation, samples.holdout])
+    outputs = [name for site in sites for name in (site.output, site.logits)]
+    seen = exit_rows(pieces or [content], outputs, samples.calibration, rows, threads=context.threads)
+    held = slice(len(samples.validation), None)
+    answers = exit_answers([seen[site.output][held] for site in sites], targets[samples.holdout], finding)
+    context.progress("fit what tells hard samples", 0.9)
+    further, outcomes = outcomes_of(
+        [seen[site.output] for site in sites],
+        [seen[site.logits] for site in sites],
+        pooled,
+        targets.argmax(axis=1),
+        samples,
+        finding=finding is not None,
+        names=work.manifest.labels,
     )
-    outcomes = CalibrationOutcomes.of(answers.confidences, answers.agrees, seed=samples.seed)
+    context.figures["deferral"] = float(DEFERRAL in further)
+    context.figures["unusual"] = float(UNUSUAL in further)
     for site, exit_, same in zip(sites, fitted, answers.same.T, strict=True):
         context.figures[f"{site.output}_agreement"] = float(same.mean())
         context.figures[f"{site.output}_features"] = len(exit_.mean)
@@ -115,34 +125,10 @@ def apply(work: Work, step: Exits, context: Context) -> Work:
             **work.artifacts,
             split.head.artifact: content,
             **dict(zip(stage_names, pieces, strict=True)),
-            OUTCOMES: outcomes.to_json(),
+            **further,
+            OUTCOMES: outcomes.to_bytes(),
         },
     )
-
-
-def report(work: Work, samples: Samples, original: bytes, *, threads: int = 1) -> tuple[ExitReport, ...]:
-    """What each exit would do alone and, where there are several, a last entry with what they do together.
-
-    Thresholds are read off the validation samples, which also gave penalty and temperature; coverage and disagreement
-    are the hold-out's. No promise is made: that is ``threshold.choose_threshold``'s, from the outcomes. Empty for a
-    version without exits.
-    """
-    manifest = work.manifest
-    exits = manifest.exits()
-    if not exits or manifest.split is None:
-        return ()
-    segments = [work.artifacts[segment.artifact] for segment in manifest.stages or (manifest.split.head,)]
-    outputs, finding = [entry.output for entry in exits], exits[-1].finding
-    seen = []
-    for rows in (samples.validation, samples.holdout):
-        targets = target_probabilities(original, manifest, samples.calibration, rows, finding, threads=threads)
-        seen.append(exit_answers(segments, outputs, samples.calibration, rows, targets, finding, threads=threads))
-    chosen, held = seen
-    entries = [
-        _report(entry.output, _columns(chosen, [number]), _columns(held, [number]))
-        for number, entry in enumerate(exits)
-    ]
-    return (*entries, _report(ALL_EXITS, chosen, held)) if len(exits) > 1 else tuple(entries)
 
 
 def _require_fit(manifest: Manifest, step: Exits, context: Context) -> tuple[SplitInfo, Finding | None]:
@@ -172,15 +158,22 @@ def _sites(head: ModelProto, split: SplitInfo, cuts: Sequence[Cut]) -> list[_Sit
     """From the input on; the last is the cut's."""
     names = Names(head)
     earlier = [
-        _Site(choose_feature(cut.specs), names.fresh(f"exit_{k}_probabilities")) for k, cut in enumerate(cuts, 1)
+        _Site(choose_feature(cut.specs), names.fresh(f"exit_{k}_probabilities"), names.fresh(f"exit_{k}_logits"))
+        for k, cut in enumerate(cuts, 1)
     ]
-    return [*earlier, _Site(choose_feature([info.spec() for info in split.cut]), EXIT_OUTPUT)]
+    last = _Site(
+        choose_feature([info.spec() for info in split.cut]),
+        EXIT_OUTPUT,
+        names.fresh(LOGITS_OUTPUT),
+        names.fresh(FEATURES_OUTPUT),
+    )
+    return [*earlier, last]
 
 
 def _fit(
     head: ModelProto, sites: Sequence[_Site], finding: Finding | None, context: Context
-) -> tuple[list[FittedExit], NDArray[np.float64]]:
-    """The exits, and the original's answers to every sample."""
+) -> tuple[list[FittedExit], NDArray[np.float64], NDArray[np.float64]]:
+    """The exits, the original's answers to every sample, and the features that the exit at the cut reads of each."""
     samples = context.samples
     everything = samples.calibration.samples
     grids = [choose_grid(site.feature, everything) for site in sites]
@@ -204,7 +197,7 @@ def _fit(
     for number, (pooled, grid) in enumerate(zip(features, grids, strict=True)):
         context.progress("fit the exits", 0.5 + 0.2 * number / len(sites))
         fitted.append(fit_exit(pooled, targets, grid=grid, parts=parts))
-    return fitted, targets
+    return fitted, targets, features[-1]
 
 
 def _require_both(targets: NDArray[np.float64], finding: Finding | None) -> None:
@@ -248,6 +241,8 @@ def _manifest(
         ExitInfo(
             output=site.output,
             finding=finding,
+            logits=site.logits,
+            features=site.features or None,
             temperature=exit_.temperature,
             fit_samples=exit_.fit_samples,
             holdout_samples=len(same),
@@ -255,7 +250,8 @@ def _manifest(
         )
         for site, exit_, same in zip(sites, fitted, answers.same.T, strict=True)
     ]
-    given = tensor_infos(Graph(head), [site.output for site in sites])
+    names = [name for site in sites for name in (site.output, site.logits, site.features) if name]
+    given = tensor_infos(Graph(head), names)
     pieces = {name: Graph(stage) for name, stage in stages.items()}
     made = manifest.model_copy(
         update={
@@ -274,29 +270,6 @@ def _manifest(
     )
     # Through the parser once more: model_copy checks nothing.
     return Manifest.from_json(made.to_json())
-
-
-def _report(name: str, chosen: ExitAnswers, held: ExitAnswers) -> ExitReport:
-    n = len(held.same)
-    points = []
-    for tolerated in TOLERATED:
-        threshold = tolerated_threshold(chosen.confidences, chosen.agrees, tolerated)
-        by = answered_by(held.confidences, threshold)
-        answered = by >= 0
-        wrong = answered & ~held.agrees[np.arange(n), by]
-        points.append(
-            ExitPoint(
-                tolerated=tolerated,
-                threshold=threshold,
-                coverage=Proportion.of(int(answered.sum()), n),
-                disagreement=Proportion.of(int(wrong.sum()), n),
-            )
-        )
-    return ExitReport(name=name, agreement=Proportion.of(int(held.same[:, -1].sum()), n), points=tuple(points))
-
-
-def _columns(answers: ExitAnswers, exits: list[int]) -> ExitAnswers:
-    return ExitAnswers(answers.confidences[:, exits], answers.agrees[:, exits], answers.same[:, exits])
 
 
 def _bytes(model: ModelProto) -> bytes:

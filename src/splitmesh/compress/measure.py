@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from splitmesh.compress.answering import Answering
-from splitmesh.compress.exits import report as report_exits
+from splitmesh.compress.exit_report import report as report_exits
 from splitmesh.compress.measure_plain import plain_cut
 from splitmesh.compress.measure_ways import ways_of
 from splitmesh.compress.recipe import Budget

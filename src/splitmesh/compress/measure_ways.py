@@ -12,9 +12,9 @@ from splitmesh.compress.answering import Answering, exit_answers
 from splitmesh.compress.reference import Reference
 from splitmesh.compress.report import ExitReport, Point
 from splitmesh.compress.tally import Classes, Tally, classes
-from splitmesh.model.gate import exit_confidence
 from splitmesh.model.manifest import Manifest
-from splitmesh.model.threshold import answered_by
+from splitmesh.routing.rule import Judge
+from splitmesh.routing.threshold import answered_by
 
 MESH_TOLERATED = (0.005, 0.01)
 """Disagreements of exits that a ``mesh`` point is made for."""
@@ -77,8 +77,8 @@ def ways_of(version: Answering, manifest: Manifest, reference: Reference, exits:
             labels.append(batch.labels)
         if infos:
             given = [features[info.output] for info in infos]
-            finding = infos[0].finding is not None
-            confidences.append(np.stack([exit_confidence(row, finding=finding) for row in given], axis=1))
+            judge = Judge(finding=infos[0].finding is not None)
+            confidences.append(np.stack([judge.eases(row)[0] for row in given], axis=1))
             answered.append(exit_answers(given))
     points = [
         tally.point(_rate_name(manifest, rate, version.rates), "cut", float(np.mean(sizes[rate])))

@@ -27,7 +27,25 @@ IDEMPOTENT = (
         ("GetUpload", "GetVersion", "ListModels", "ListVersions", "SetAlias", "PutProfile", "ListProfiles"),
     ),
     ("splitmesh.api.segment.v1.SegmentService", ("Describe",)),
-    ("splitmesh.api.routing.v1.RoutingService", ("SetTolerance", "ReportOutcomes", "GetOutcomes")),
+    (
+        "splitmesh.api.routing.v1.RoutingService",
+        (
+            "GetPolicy",
+            "SetGoals",
+            "GetGoals",
+            "Decide",
+            "SetSite",
+            "GetShares",
+            "ReportOutcomes",
+            "GetOutcomes",
+            "GetDrift",
+            "ResolveDrift",
+        ),
+    ),
+    (
+        "splitmesh.api.samples.v1.SampleService",
+        ("ListSamples", "GetSample", "LabelSample", "GetSampleCounts"),
+    ),
     ("splitmesh.api.compression.v1.CompressionService", ("ListCompressions", "CancelCompression", "GetReport")),
 )
 """Unary methods that may be sent twice; only these are retried, on UNAVAILABLE."""

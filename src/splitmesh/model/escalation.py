@@ -23,8 +23,8 @@ from splitmesh.model.graph import Graph
 from splitmesh.model.load import load_model
 from splitmesh.model.pooling import choose_grid, pool
 from splitmesh.model.profile_data import QUANTISED_CODEC, CutProfile, Profile
-from splitmesh.model.threshold import choose_threshold
 from splitmesh.model.wire_cost import tapped
+from splitmesh.routing.threshold import choose_threshold
 from splitmesh.runtime import open_session
 from splitmesh.tensor.spec import Array
 

@@ -18,6 +18,8 @@ from splitmesh.model.exits import FittedExit
 from splitmesh.model.pooling import CELL_AXES, STATISTICS, STD_EPSILON, pooled_axes
 
 EXIT_OUTPUT = "exit_probabilities"
+LOGITS_OUTPUT = "exit_logits"
+FEATURES_OUTPUT = "exit_features"
 
 MIN_OPSET = 7
 """Older arithmetic has no numpy broadcasting."""
@@ -26,11 +28,20 @@ AXES_AS_INPUT_OPSET = 18
 """From here on ReduceMean and ReduceMax take their axes as an input."""
 
 
-def attach_exit(head: ModelProto, feature_tensor: str, fitted: FittedExit, output: str = EXIT_OUTPUT) -> ModelProto:
+def attach_exit(
+    head: ModelProto,
+    feature_tensor: str,
+    fitted: FittedExit,
+    output: str = EXIT_OUTPUT,
+    *,
+    logits: str = "",
+    features: str = "",
+) -> ModelProto:
     """A copy of ``head`` with one more output: ``output``, float32 ``[batch, classes]``, equal to ``fitted.predict``.
 
     ``feature_tensor`` is any float tensor of the head of rank 2 to 4, normally the cut tensor. The exit reads it by its
-    own name, hence before rounding, whether the head is quantised already or later.
+    own name, hence before rounding, whether the head is quantised already or later. ``logits`` and ``features`` name further
+    outputs, float32 ``[batch, classes]`` before the softmax and ``[batch, F]`` as ``pooling.pool`` gives them; empty: none.
 
     Raises MeshError CUT_INVALID (no such tensor, wrong rank or type), MODEL_SHAPE_UNKNOWN (rank unknown),
     TENSOR_SHAPE_MISMATCH (fitted to another number of channels), MODEL_OPERATOR_UNSUPPORTED (opset below 7),
@@ -41,8 +52,9 @@ def attach_exit(head: ModelProto, feature_tensor: str, fitted: FittedExit, outpu
     if tensor_type.elem_type not in FLOAT_TYPES:
         raise MeshError(Reason.CUT_INVALID, f"an exit reads float tensors; {feature_tensor!r} holds another type")
     names = Names(head)
-    if output in names:
-        raise field_error("output", f"{output!r} is already the name of something in the head")
+    for name in filter(None, (output, logits, features)):
+        if name in names:
+            raise field_error("output", f"{name!r} is already the name of something in the head")
     dims = tensor_type.shape.dim
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
     pooled = _expected_features(shape, fitted.grid, feature_tensor)
@@ -61,13 +73,16 @@ def attach_exit(head: ModelProto, feature_tensor: str, fitted: FittedExit, outpu
     axes = pooled_axes(len(dims))
     if axes and fitted.grid > 1:
         source, axes = writer.cells(source, shape, fitted.grid), CELL_AXES
-    features = writer.pooled(source, axes) if axes else source
-    logits = writer.node("Gemm", [features, writer.constant("weights", weights), writer.constant("bias", bias)])
-    writer.node("Softmax", [logits], output=output, axis=1)
+    read = writer.pooled(source, axes) if axes else source
+    if features:
+        read = writer.node("Identity", [read], output=features)
+    product = [read, writer.constant("weights", weights), writer.constant("bias", bias)]
+    writer.node("Softmax", [writer.node("Gemm", product, output=logits or None)], output=output, axis=1)
     batch = dims[0].dim_value if dims[0].HasField("dim_value") else dims[0].dim_param or None
-    result.graph.output.append(
-        helper.make_tensor_value_info(output, TensorProto.FLOAT, [batch, fitted.weights.shape[1]])
-    )
+    read_numbers, classes = fitted.weights.shape
+    for name, width in ((output, classes), (logits, classes), (features, read_numbers)):
+        if name:
+            result.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, width]))
     return result
 
 

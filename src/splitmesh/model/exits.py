@@ -16,8 +16,9 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.model.gate import confidence
 from splitmesh.model.pooling import pool
+from splitmesh.routing.division import divided
+from splitmesh.routing.gate import confidence
 from splitmesh.tensor.spec import Array, TensorSpec, require_finite
 
 Floats = NDArray[np.float64]
@@ -187,17 +188,9 @@ def split_samples(n: int, *, holdout: float, seed: int, groups: ArrayLike | None
     """
     if not 0 < holdout < 1:
         raise field_error("holdout", f"is {holdout}, expected a share between 0 and 1")
-    names = np.arange(n) if groups is None else np.asarray(groups)
-    if names.shape != (n,):
-        raise field_error("groups", f"has shape {names.shape}, expected ({n},)")
-    _, member = np.unique(names, return_inverse=True)
-    sizes = np.bincount(member, minlength=1)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    # A group goes where the middle of its samples falls, so that one big group cannot empty a neighbouring part.
-    middle = (np.cumsum(sizes[order]) - sizes[order] / 2) / max(n, 1)
-    part_of_group = np.empty(len(sizes), dtype=np.int64)
-    part_of_group[order] = np.searchsorted([holdout, holdout + (1 - holdout) * VALIDATION_SHARE], middle)
-    part = part_of_group[member]
+    part = divided(
+        n, [holdout, (1 - holdout) * VALIDATION_SHARE, (1 - holdout) * (1 - VALIDATION_SHARE)], seed=seed, groups=groups
+    )
     held, validation, fit = (np.flatnonzero(part == index) for index in range(3))
     for name, rows, least in (
         ("fit", fit, MIN_FIT_SAMPLES),

@@ -37,6 +37,7 @@ from splitmesh.model.segments import (
 
 __all__ = [
     "CALIBRATION",
+    "DEFERRAL",
     "HEAD",
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
@@ -44,6 +45,7 @@ __all__ = [
     "REPORT",
     "TABLES",
     "TAIL",
+    "UNUSUAL",
     "WHOLE",
     "ArtifactName",
     "BottleneckInfo",
@@ -69,7 +71,9 @@ HEAD = "head.onnx"
 TAIL = "tail.onnx"
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.safetensors"
-OUTCOMES = "calibration_outcomes.json"
+OUTCOMES = "calibration_outcomes.safetensors"
+DEFERRAL = "deferral.safetensors"
+UNUSUAL = "unusual.safetensors"
 REPORT = "report.json"
 TABLES = "tables.safetensors"
 
@@ -103,6 +107,10 @@ class ExitInfo(Data):
     """An extra output: class probabilities ``[batch, classes]``; for a detector ``[batch, 2]``, nothing and something."""
     finding: Finding | None = None
     """For a detector; None: the exit names the model's classes."""
+    logits: str | None = None
+    """Another output, ``[batch, classes]`` before the softmax, the temperature applied; None: the head does not give it."""
+    features: str | None = None
+    """Another output, ``[batch, F]``: what the exit reads, pooled (``pooling.py``); only of the exit at the cut, or None."""
     temperature: float = Field(gt=0, allow_inf_nan=False)
     """What the logits were divided by before the softmax; already inside the head."""
     fit_samples: int = Field(ge=1)
@@ -110,10 +118,15 @@ class ExitInfo(Data):
     holdout_agreement: Share
     """Share of hold-out samples where the exit's class is the full model's."""
 
+    def outputs(self) -> tuple[str, ...]:
+        """Everything that the head gives for it."""
+        return tuple(name for name in (self.output, self.logits, self.features) if name is not None)
+
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Written as ever for a classifier, so that heads that do not know findings go on reading.
-        return {name: value for name, value in dump(self).items() if name != "finding" or value is not None}
+        absent = {"finding", "logits", "features"}
+        return {name: value for name, value in dump(self).items() if name not in absent or value is not None}
 
 
 class CutLeakage(Data):
@@ -189,13 +202,14 @@ class Manifest(Data):
                 f"{len(self.earlier_exits)} earlier exits need an exit at the cut and a stage each behind it"
             )
         exits = self.exits()
-        if len({entry.output for entry in exits}) != len(exits):
+        outputs = [name for entry in exits for name in entry.outputs()]
+        if len(set(outputs)) != len(outputs):
             raise ValueError("two exits have the same output")
         if len({entry.finding for entry in exits}) != 1:
             raise ValueError("the exits find different things")
         for stage, entry in zip(self.stages, exits, strict=True):
-            if entry.output not in names(stage.outputs):
-                raise ValueError(f"stage {stage.artifact} does not give its exit's output {entry.output!r}")
+            if missing := set(entry.outputs()) - names(stage.outputs):
+                raise ValueError(f"stage {stage.artifact} does not give its exit's outputs {sorted(missing)}")
         given = names(self.whole.inputs)
         for stage in self.stages:
             if missing := names(stage.inputs) - given:
@@ -222,7 +236,7 @@ class Manifest(Data):
         if names(split.tail.outputs) != names(self.whole.outputs):
             raise ValueError("the tail's outputs are not the whole model's")
         extra = names(split.head.outputs) - names(split.wire)
-        expected = {entry.output for entry in self.exits()}
+        expected = {name for entry in self.exits() for name in entry.outputs()}
         if extra != expected:
             raise ValueError(f"beside the wire the head produces {sorted(extra)}, the exit needs {sorted(expected)}")
         artifacts = self.artifacts()

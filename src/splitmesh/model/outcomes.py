@@ -1,129 +1,212 @@
-"""How exits did on the hold-out of their calibration: the artefact ``calibration_outcomes.json``.
+"""What exits said about samples that they were not fitted to, and what the whole model said: the artefact
+``calibration_outcomes.safetensors``.
 
-Written once by whoever fits the exits, read by whoever chooses their threshold. Holds two numbers per sample and exit,
-never the sample; the samples are ones the fit never saw, or the threshold's promise means nothing. A file of one exit is
-written as ever: nothing in it says that there could be more.
+Written once by whoever fits the exits, read by whoever chooses a score and a threshold for them. Holds rows of numbers per
+sample, never the sample and never its features. The validation samples are for choosing what the threshold is compared with, the
+hold-out is for the threshold alone, or its promise means nothing. Knows rows and classes, not what is promised about them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+import json
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from numpy.typing import ArrayLike, NDArray
 
-from splitmesh.errors import MeshError, Reason
+from splitmesh.errors import MeshError, field_error
+from splitmesh.routing import number_file
+from splitmesh.routing.number_file import Kind, Layout, corrupt
+from splitmesh.routing.rule import Judge, Rule
 
-MAX_OUTCOMES_BYTES = 64 * 1024 * 1024
-"""A larger file is refused unread; a sample takes about 25 bytes an exit."""
+Floats = NDArray[np.float64]
+Classes = NDArray[np.int64]
 
-Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+VERSION = 2
+MAX_BYTES = 256 * 1024 * 1024
+"""A larger file is refused unread; a sample of one exit and 10 classes takes 120 bytes."""
+_WHAT = "the calibration outcomes"
+_BASE: Layout = {
+    "probabilities": Kind(("n", "exits", "classes"), np.float32),
+    "strange": Kind(("n",), np.uint8),
+    "whole": Kind(("n",), np.int64),
+    "labels": Kind(("n",), np.int64),
+    "groups": Kind(("n",), np.int64),
+    "part": Kind(("n",), np.uint8),
+    "finding": Kind((1,), np.uint8),
+    "seed": Kind((1,), np.int64),
+    "names": Kind(("names",), np.uint8),
+}
+_LOGITS: Layout = {"logits": Kind(("n", "exits", "classes"), np.float32)}
+_WORTH: Layout = {"worth": Kind(("n",), np.float32)}
+_LAYOUTS: tuple[Layout, ...] = (_BASE, {**_BASE, **_LOGITS}, {**_BASE, **_WORTH}, {**_BASE, **_LOGITS, **_WORTH})
 
 
-class ExitOutcomes(BaseModel):
-    """Of one exit, in the order of the samples."""
+class Part(IntEnum):
+    """What a sample is for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    confidences: tuple[Confidence | None, ...]
-    """As in :class:`CalibrationOutcomes`."""
-    agrees: tuple[bool, ...]
+    VALIDATION = 1
+    HOLDOUT = 2
 
 
-class CalibrationOutcomes(BaseModel):
-    """Confidence and agreement of every hold-out sample, in no particular order."""
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibrationOutcomes:
+    """Rows of every validation and hold-out sample, in no particular order. FIELD_INVALID for arrays that do not fit together."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = 1
-    n: int = Field(ge=0)
-    """Hold-out samples."""
-    confidences: tuple[Confidence | None, ...]
-    """Of the exit at the cut: its largest probability; null where it gave no distribution, or where a detector's exit says
-    "something" (such a sample is not answered by it)."""
-    agrees: tuple[bool, ...]
-    """Whether the exit's class is the whole model's; for a detector: whether the whole model found nothing."""
-    seed: int
+    probabilities: NDArray[np.float32]
+    """``[n, exits, classes]``, exits from the input on; a row that is no distribution is never answered."""
+    whole: Classes
+    """``[n]``: class that the whole model names; for a detector 0: it found nothing, 1: something."""
+    part: NDArray[np.uint8]
+    """``[n]`` of :class:`Part`."""
+    logits: NDArray[np.float32] | None = None
+    """The same shape as the probabilities; None where the exits do not give them."""
+    worth: NDArray[np.float32] | None = None
+    """``[n]``: what asking the tail is expected to gain, by the exit at the cut (``deferral.py``); of validation samples by a
+    score that was not fitted to them. None: no such score came with the version."""
+    strange: NDArray[np.bool_] | None = None
+    """``[n]``: unlike the calibration's (``unusual.py``); None: no such measure came with the version."""
+    labels: Classes | None = None
+    """``[n]``: the truth where it is known, else -1."""
+    groups: Classes | None = None
+    """``[n]``: the unit that a sample shows; None: all are independent."""
+    names: tuple[str, ...] = ()
+    """Of the classes, or empty."""
+    finding: bool = False
+    """The exits are a detector's."""
+    seed: int = 0
     """Of the division into fit, validation and hold-out."""
-    earlier: tuple[ExitOutcomes, ...] = ()
-    """Of the exits before the cut, from the input on, for the same samples in the same order."""
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if name != "earlier" or value}
+    def __post_init__(self) -> None:
+        rows = np.asarray(self.probabilities, dtype=np.float32)
+        if rows.ndim != 3 or rows.shape[1] == 0:
+            raise field_error("probabilities", f"has shape {list(rows.shape)}, expected [n, exits, classes]")
+        n = len(rows)
+        object.__setattr__(self, "probabilities", rows)
+        for name, dtype in (("whole", np.int64), ("part", np.uint8), ("labels", np.int64), ("groups", np.int64)):
+            self._take(name, dtype, (n,))
+        self._take("worth", np.float32, (n,))
+        self._take("strange", np.bool_, (n,))
+        self._take("logits", np.float32, rows.shape)
+        if not np.isin(self.part, [int(part) for part in Part]).all():
+            raise field_error("part", f"holds numbers other than {', '.join(str(int(part)) for part in Part)}")
+        if n and not 0 <= int(self.whole.min()) <= int(self.whole.max()) < max(rows.shape[2], 1):
+            raise field_error("whole", f"names classes outside 0..{rows.shape[2] - 1}")
+        if self.names and len(self.names) != rows.shape[2] and not self.finding:
+            raise field_error("names", f"are {len(self.names)}, the rows have {rows.shape[2]} classes")
 
-    @model_validator(mode="after")
-    def _same_length(self) -> CalibrationOutcomes:
-        for entry in self._entries():
-            if not self.n == len(entry.confidences) == len(entry.agrees):
-                raise ValueError(
-                    f"n is {self.n}, but there are {len(entry.confidences)} confidences and {len(entry.agrees)} "
-                    "agreements of an exit"
-                )
-        return self
+    @property
+    def n(self) -> int:
+        """Samples."""
+        return len(self.probabilities)
 
-    @classmethod
-    def of(
-        cls,
-        confidences: Sequence[float] | NDArray[np.float64],
-        agrees: Sequence[bool] | NDArray[np.bool_],
-        *,
-        seed: int,
-    ) -> CalibrationOutcomes:
-        """From arrays ``[n]`` of one exit, or ``[n, exits]`` from the input on; NaN becomes null."""
-        scores, agreed = np.asarray(confidences, dtype=np.float64), np.asarray(agrees, dtype=np.bool_)
-        if scores.ndim == 1:
-            scores, agreed = scores[:, None], agreed[:, None]
-        *earlier, last = (
-            ExitOutcomes(
-                confidences=tuple(None if np.isnan(value) else float(value) for value in scores[:, exit_]),
-                agrees=tuple(bool(value) for value in agreed[:, exit_]),
-            )
-            for exit_ in range(scores.shape[1])
+    @property
+    def exits(self) -> int:
+        """How many."""
+        return int(self.probabilities.shape[1])
+
+    def of(self, part: Part) -> CalibrationOutcomes:
+        """Those samples alone."""
+        rows = self.part == int(part)
+
+        def chosen(array: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if array is None else array[rows]
+
+        return replace(
+            self,
+            probabilities=self.probabilities[rows],
+            whole=self.whole[rows],
+            part=self.part[rows],
+            logits=chosen(self.logits),
+            worth=chosen(self.worth),
+            strange=chosen(self.strange),
+            labels=chosen(self.labels),
+            groups=chosen(self.groups),
         )
-        return cls(n=len(scores), confidences=last.confidences, agrees=last.agrees, seed=seed, earlier=tuple(earlier))
 
-    def _entries(self) -> tuple[ExitOutcomes | CalibrationOutcomes, ...]:
-        return (*self.earlier, self)
+    def eases(self, rule: Rule | None = None, *, escalate_unusual: bool = False) -> tuple[Floats, Classes]:
+        """What a head would make of the samples: eases ``[n, exits]``, NaN where an exit may not answer, and its classes.
 
-    def scores(self) -> NDArray[np.float64]:
-        """``[n]`` of the exit at the cut, NaN where there is no confidence."""
-        return self.columns()[0][:, -1]
+        As in a head, only the exit at the cut knows worths and what is strange: a score that reads worths is NaN at exits
+        before it, and with ``escalate_unusual`` so is the last one for strange samples. FIELD_INVALID as :class:`Judge`.
+        """
+        judge = Judge(rule, finding=self.finding)
+        columns = []
+        for number in range(self.exits):
+            last = number == self.exits - 1
+            logits = None if self.logits is None else self.logits[:, number]
+            found, answers = judge.eases(
+                self.probabilities[:, number], logits=logits, worth=self.worth if last else None
+            )
+            if last and escalate_unusual and self.strange is not None:
+                found = np.where(self.strange, np.nan, found)
+            columns.append((found, answers))
+        return np.stack([ease for ease, _ in columns], axis=1), np.stack([answer for _, answer in columns], axis=1)
 
-    def columns(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Confidences (NaN where there is none) and agreements of all exits from the input on, each ``[n, exits]``: what
-        ``threshold.choose_threshold`` takes."""
-        entries = self._entries()
-        scores = [[np.nan if value is None else value for value in entry.confidences] for entry in entries]
-        agrees = [entry.agrees for entry in entries]
-        return np.array(scores, dtype=np.float64).T, np.array(agrees, dtype=np.bool_).T
+    def columns(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Of the hold-out, by the largest probability: eases and agreements ``[hold-out, exits]``, as
+        ``threshold.choose_threshold`` takes them."""
+        held = self.of(Part.HOLDOUT)
+        found, answers = held.eases()
+        return found, answers == held.whole[:, None]
 
-    def to_json(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """The artefact; the same bytes for the same content."""
-        return self.model_dump_json().encode() + b"\n"
+        n = self.n
+        given = {
+            "probabilities": self.probabilities,
+            "strange": np.zeros(n, np.uint8) if self.strange is None else self.strange.astype(np.uint8) + 1,
+            "whole": self.whole,
+            "labels": np.full(n, -1) if self.labels is None else self.labels,
+            "groups": np.arange(n) if self.groups is None else self.groups,
+            "part": self.part,
+            "finding": [int(self.finding)],
+            "seed": [self.seed],
+            "names": np.frombuffer(json.dumps(self.names).encode(), dtype=np.uint8),
+        }
+        layout = dict(_BASE)
+        if self.logits is not None:
+            layout |= _LOGITS
+            given["logits"] = self.logits
+        if self.worth is not None:
+            layout |= _WORTH
+            given["worth"] = self.worth
+        return number_file.written(VERSION, layout, given)
 
     @classmethod
-    def from_json(cls, data: bytes) -> CalibrationOutcomes:
+    def from_bytes(cls, data: bytes) -> CalibrationOutcomes:
         """Read the artefact; MeshError MODEL_CORRUPT names the first problem."""
-        if len(data) > MAX_OUTCOMES_BYTES:
-            raise MeshError(
-                Reason.MODEL_CORRUPT, f"the outcomes have {len(data)} bytes; at most {MAX_OUTCOMES_BYTES} are read"
-            )
+        arrays = number_file.read(data, _WHAT, version=VERSION, most_bytes=MAX_BYTES, layouts=_LAYOUTS)
+        strange, labels = arrays["strange"], arrays["labels"]
         try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "outcomes"
-            raise MeshError(
-                Reason.MODEL_CORRUPT, f"the calibration outcomes are not valid: {where}: {first['msg']}"
-            ) from error
+            names = json.loads(arrays["names"].tobytes())
+            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise ValueError("they are no list of texts")
+            return cls(
+                probabilities=arrays["probabilities"],
+                whole=arrays["whole"],
+                part=arrays["part"],
+                logits=arrays.get("logits"),
+                worth=arrays.get("worth"),
+                strange=None if not strange.all() or not len(strange) else strange == 2,
+                labels=labels if (labels >= 0).any() else None,
+                groups=arrays["groups"],
+                names=tuple(names),
+                finding=bool(arrays["finding"][0]),
+                seed=int(arrays["seed"][0]),
+            )
+        except (ValueError, RecursionError) as error:
+            raise corrupt(_WHAT, f"the names of the classes: {error}") from error
+        except MeshError as error:
+            raise corrupt(_WHAT, error.message) from error
+
+    def _take(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+        given: ArrayLike | None = getattr(self, name)
+        if given is None:
+            return
+        array = np.asarray(given, dtype=dtype)
+        if array.shape != shape:
+            raise field_error(name, f"has shape {list(array.shape)}, expected {list(shape)}")
+        object.__setattr__(self, name, array)

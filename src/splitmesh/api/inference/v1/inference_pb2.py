@@ -23,42 +23,45 @@ _sym_db = _symbol_database.Default()
 
 
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from splitmesh.api.routing.v1 import routing_pb2 as splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2
 from splitmesh.api.tensor.v1 import tensor_pb2 as splitmesh_dot_api_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*splitmesh/api/inference/v1/inference.proto\x12\x1asplitmesh.api.inference.v1\x1a\x17google/rpc/status.proto\x1a$splitmesh/api/tensor/v1/tensor.proto\"\x85\x02\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tcamera_id\x18\x02 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x03 \x01(\x04\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x12\x31\n\x06tensor\x18\x05 \x01(\x0b\x32\x1f.splitmesh.api.tensor.v1.TensorH\x00\x12\x36\n\x07tensors\x18\x08 \x01(\x0b\x32#.splitmesh.api.tensor.v1.TensorListH\x00\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\r\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x12\n\nmax_labels\x18\t \x01(\rB\x07\n\x05input\"3\n\x05Label\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\x9d\x01\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x11\n\tdecode_ms\x18\x02 \x01(\x01\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x11\n\tencode_ms\x18\x04 \x01(\x01\x12\x0f\n\x07link_ms\x18\x05 \x01(\x01\x12\x15\n\rtail_queue_ms\x18\x06 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x07 \x01(\x01\x12\x10\n\x08total_ms\x18\x08 \x01(\x01\"\xb8\x03\n\rInferResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x31\n\x06labels\x18\x02 \x03(\x0b\x32!.splitmesh.api.inference.v1.Label\x12;\n\x0b\x61nswered_by\x18\x03 \x01(\x0e\x32&.splitmesh.api.inference.v1.AnsweredBy\x12\x17\n\x0f\x66\x61llback_reason\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\r\x12\x0b\n\x03\x63ut\x18\x07 \x03(\t\x12\x14\n\x0cuplink_bytes\x18\x08 \x01(\x04\x12\x34\n\x07timings\x18\t \x01(\x0b\x32#.splitmesh.api.inference.v1.Timings\x12\x10\n\x08trace_id\x18\n \x01(\t\x12\x30\n\x07outputs\x18\x0b \x03(\x0b\x32\x1f.splitmesh.api.tensor.v1.Tensor\x12\x17\n\x0f\x65xit_confidence\x18\x0c \x01(\x02\x12\x11\n\x04rate\x18\r \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04\x65xit\x18\x0e \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05_rateB\x07\n\x05_exit\"\x92\x01\n\rStreamOptions\x12\x36\n\x05order\x18\x01 \x01(\x0e\x32\'.splitmesh.api.inference.v1.AnswerOrder\x12\x34\n\x04\x64rop\x18\x02 \x01(\x0e\x32&.splitmesh.api.inference.v1.DropPolicy\x12\x13\n\x0bmax_waiting\x18\x03 \x01(\r\"\x1f\n\x0b\x43\x61ncelFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\"\xd3\x01\n\x12StreamInferRequest\x12\x39\n\x05\x66rame\x18\x01 \x01(\x0b\x32(.splitmesh.api.inference.v1.InferRequestH\x00\x12<\n\x07options\x18\x02 \x01(\x0b\x32).splitmesh.api.inference.v1.StreamOptionsH\x00\x12\x39\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\'.splitmesh.api.inference.v1.CancelFrameH\x00\x42\t\n\x07message\"9\n\x0eStreamAccepted\x12\x0e\n\x06\x63redit\x18\x01 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x02 \x01(\x04\"B\n\nFrameError\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xd6\x01\n\x13StreamInferResponse\x12>\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32*.splitmesh.api.inference.v1.StreamAcceptedH\x00\x12;\n\x06result\x18\x02 \x01(\x0b\x32).splitmesh.api.inference.v1.InferResponseH\x00\x12\x37\n\x05\x65rror\x18\x03 \x01(\x0b\x32&.splitmesh.api.inference.v1.FrameErrorH\x00\x42\t\n\x07message*\x9b\x01\n\nAnsweredBy\x12\x1b\n\x17\x41NSWERED_BY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41NSWERED_BY_EDGE_EXIT\x10\x01\x12\x1a\n\x16\x41NSWERED_BY_CLOUD_TAIL\x10\x02\x12\x1d\n\x19\x41NSWERED_BY_EDGE_FALLBACK\x10\x03\x12\x1a\n\x16\x41NSWERED_BY_EDGE_WHOLE\x10\x04*a\n\x0b\x41nswerOrder\x12\x1c\n\x18\x41NSWER_ORDER_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41NSWER_ORDER_AS_READY\x10\x01\x12\x19\n\x15\x41NSWER_ORDER_IN_ORDER\x10\x02*W\n\nDropPolicy\x12\x1b\n\x17\x44ROP_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44ROP_POLICY_NONE\x10\x01\x12\x16\n\x12\x44ROP_POLICY_OLDEST\x10\x02\x32\xe4\x01\n\x10InferenceService\x12\\\n\x05Infer\x12(.splitmesh.api.inference.v1.InferRequest\x1a).splitmesh.api.inference.v1.InferResponse\x12r\n\x0bStreamInfer\x12..splitmesh.api.inference.v1.StreamInferRequest\x1a/.splitmesh.api.inference.v1.StreamInferResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*splitmesh/api/inference/v1/inference.proto\x12\x1asplitmesh.api.inference.v1\x1a\x17google/rpc/status.proto\x1a&splitmesh/api/routing/v1/routing.proto\x1a$splitmesh/api/tensor/v1/tensor.proto\"\x85\x02\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tcamera_id\x18\x02 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x03 \x01(\x04\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x12\x31\n\x06tensor\x18\x05 \x01(\x0b\x32\x1f.splitmesh.api.tensor.v1.TensorH\x00\x12\x36\n\x07tensors\x18\x08 \x01(\x0b\x32#.splitmesh.api.tensor.v1.TensorListH\x00\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\r\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x12\n\nmax_labels\x18\t \x01(\rB\x07\n\x05input\"3\n\x05Label\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\x9d\x01\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x11\n\tdecode_ms\x18\x02 \x01(\x01\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x11\n\tencode_ms\x18\x04 \x01(\x01\x12\x0f\n\x07link_ms\x18\x05 \x01(\x01\x12\x15\n\rtail_queue_ms\x18\x06 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x07 \x01(\x01\x12\x10\n\x08total_ms\x18\x08 \x01(\x01\"\xee\x03\n\rInferResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x31\n\x06labels\x18\x02 \x03(\x0b\x32!.splitmesh.api.inference.v1.Label\x12;\n\x0b\x61nswered_by\x18\x03 \x01(\x0e\x32&.splitmesh.api.inference.v1.AnsweredBy\x12\x17\n\x0f\x66\x61llback_reason\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\r\x12\x0b\n\x03\x63ut\x18\x07 \x03(\t\x12\x14\n\x0cuplink_bytes\x18\x08 \x01(\x04\x12\x34\n\x07timings\x18\t \x01(\x0b\x32#.splitmesh.api.inference.v1.Timings\x12\x10\n\x08trace_id\x18\n \x01(\t\x12\x30\n\x07outputs\x18\x0b \x03(\x0b\x32\x1f.splitmesh.api.tensor.v1.Tensor\x12\x17\n\x0f\x65xit_confidence\x18\x0c \x01(\x02\x12\x11\n\x04rate\x18\r \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04\x65xit\x18\x0e \x01(\rH\x01\x88\x01\x01\x12\x34\n\x07routing\x18\x0f \x01(\x0b\x32#.splitmesh.api.inference.v1.RoutingB\x07\n\x05_rateB\x07\n\x05_exit\"\xc5\x01\n\x07Routing\x12\x32\n\x03why\x18\x01 \x01(\x0e\x32%.splitmesh.api.routing.v1.RouteReason\x12\r\n\x05score\x18\x02 \x01(\t\x12\x11\n\x04\x65\x61se\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\r\n\x05worth\x18\x05 \x01(\x01\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x0f\n\x07\x61udited\x18\x07 \x01(\x08\x12\x17\n\x0fpolicy_revision\x18\x08 \x01(\x04\x42\x07\n\x05_ease\"\x92\x01\n\rStreamOptions\x12\x36\n\x05order\x18\x01 \x01(\x0e\x32\'.splitmesh.api.inference.v1.AnswerOrder\x12\x34\n\x04\x64rop\x18\x02 \x01(\x0e\x32&.splitmesh.api.inference.v1.DropPolicy\x12\x13\n\x0bmax_waiting\x18\x03 \x01(\r\"\x1f\n\x0b\x43\x61ncelFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\"\xd3\x01\n\x12StreamInferRequest\x12\x39\n\x05\x66rame\x18\x01 \x01(\x0b\x32(.splitmesh.api.inference.v1.InferRequestH\x00\x12<\n\x07options\x18\x02 \x01(\x0b\x32).splitmesh.api.inference.v1.StreamOptionsH\x00\x12\x39\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\'.splitmesh.api.inference.v1.CancelFrameH\x00\x42\t\n\x07message\"9\n\x0eStreamAccepted\x12\x0e\n\x06\x63redit\x18\x01 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x02 \x01(\x04\"B\n\nFrameError\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xd6\x01\n\x13StreamInferResponse\x12>\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32*.splitmesh.api.inference.v1.StreamAcceptedH\x00\x12;\n\x06result\x18\x02 \x01(\x0b\x32).splitmesh.api.inference.v1.InferResponseH\x00\x12\x37\n\x05\x65rror\x18\x03 \x01(\x0b\x32&.splitmesh.api.inference.v1.FrameErrorH\x00\x42\t\n\x07message*\x9b\x01\n\nAnsweredBy\x12\x1b\n\x17\x41NSWERED_BY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41NSWERED_BY_EDGE_EXIT\x10\x01\x12\x1a\n\x16\x41NSWERED_BY_CLOUD_TAIL\x10\x02\x12\x1d\n\x19\x41NSWERED_BY_EDGE_FALLBACK\x10\x03\x12\x1a\n\x16\x41NSWERED_BY_EDGE_WHOLE\x10\x04*a\n\x0b\x41nswerOrder\x12\x1c\n\x18\x41NSWER_ORDER_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41NSWER_ORDER_AS_READY\x10\x01\x12\x19\n\x15\x41NSWER_ORDER_IN_ORDER\x10\x02*W\n\nDropPolicy\x12\x1b\n\x17\x44ROP_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44ROP_POLICY_NONE\x10\x01\x12\x16\n\x12\x44ROP_POLICY_OLDEST\x10\x02\x32\xe4\x01\n\x10InferenceService\x12\\\n\x05Infer\x12(.splitmesh.api.inference.v1.InferRequest\x1a).splitmesh.api.inference.v1.InferResponse\x12r\n\x0bStreamInfer\x12..splitmesh.api.inference.v1.StreamInferRequest\x1a/.splitmesh.api.inference.v1.StreamInferResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitmesh.api.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ANSWEREDBY']._serialized_start=1798
-  _globals['_ANSWEREDBY']._serialized_end=1953
-  _globals['_ANSWERORDER']._serialized_start=1955
-  _globals['_ANSWERORDER']._serialized_end=2052
-  _globals['_DROPPOLICY']._serialized_start=2054
-  _globals['_DROPPOLICY']._serialized_end=2141
-  _globals['_INFERREQUEST']._serialized_start=138
-  _globals['_INFERREQUEST']._serialized_end=399
-  _globals['_LABEL']._serialized_start=401
-  _globals['_LABEL']._serialized_end=452
-  _globals['_TIMINGS']._serialized_start=455
-  _globals['_TIMINGS']._serialized_end=612
-  _globals['_INFERRESPONSE']._serialized_start=615
-  _globals['_INFERRESPONSE']._serialized_end=1055
-  _globals['_STREAMOPTIONS']._serialized_start=1058
-  _globals['_STREAMOPTIONS']._serialized_end=1204
-  _globals['_CANCELFRAME']._serialized_start=1206
-  _globals['_CANCELFRAME']._serialized_end=1237
-  _globals['_STREAMINFERREQUEST']._serialized_start=1240
-  _globals['_STREAMINFERREQUEST']._serialized_end=1451
-  _globals['_STREAMACCEPTED']._serialized_start=1453
-  _globals['_STREAMACCEPTED']._serialized_end=1510
-  _globals['_FRAMEERROR']._serialized_start=1512
-  _globals['_FRAMEERROR']._serialized_end=1578
-  _globals['_STREAMINFERRESPONSE']._serialized_start=1581
-  _globals['_STREAMINFERRESPONSE']._serialized_end=1795
-  _globals['_INFERENCESERVICE']._serialized_start=2144
-  _globals['_INFERENCESERVICE']._serialized_end=2372
+  _globals['_ANSWEREDBY']._serialized_start=2092
+  _globals['_ANSWEREDBY']._serialized_end=2247
+  _globals['_ANSWERORDER']._serialized_start=2249
+  _globals['_ANSWERORDER']._serialized_end=2346
+  _globals['_DROPPOLICY']._serialized_start=2348
+  _globals['_DROPPOLICY']._serialized_end=2435
+  _globals['_INFERREQUEST']._serialized_start=178
+  _globals['_INFERREQUEST']._serialized_end=439
+  _globals['_LABEL']._serialized_start=441
+  _globals['_LABEL']._serialized_end=492
+  _globals['_TIMINGS']._serialized_start=495
+  _globals['_TIMINGS']._serialized_end=652
+  _globals['_INFERRESPONSE']._serialized_start=655
+  _globals['_INFERRESPONSE']._serialized_end=1149
+  _globals['_ROUTING']._serialized_start=1152
+  _globals['_ROUTING']._serialized_end=1349
+  _globals['_STREAMOPTIONS']._serialized_start=1352
+  _globals['_STREAMOPTIONS']._serialized_end=1498
+  _globals['_CANCELFRAME']._serialized_start=1500
+  _globals['_CANCELFRAME']._serialized_end=1531
+  _globals['_STREAMINFERREQUEST']._serialized_start=1534
+  _globals['_STREAMINFERREQUEST']._serialized_end=1745
+  _globals['_STREAMACCEPTED']._serialized_start=1747
+  _globals['_STREAMACCEPTED']._serialized_end=1804
+  _globals['_FRAMEERROR']._serialized_start=1806
+  _globals['_FRAMEERROR']._serialized_end=1872
+  _globals['_STREAMINFERRESPONSE']._serialized_start=1875
+  _globals['_STREAMINFERRESPONSE']._serialized_end=2089
+  _globals['_INFERENCESERVICE']._serialized_start=2438
+  _globals['_INFERENCESERVICE']._serialized_end=2666
 # @@protoc_insertion_point(module_scope)

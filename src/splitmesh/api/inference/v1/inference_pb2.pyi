@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from splitmesh.api.routing.v1 import routing_pb2 as _routing_pb2
 from splitmesh.api.tensor.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -270,6 +271,7 @@ class InferResponse(_message.Message):
     EXIT_CONFIDENCE_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """The request's number."""
     answered_by: Global___AnsweredBy.ValueType
@@ -294,7 +296,9 @@ class InferResponse(_message.Message):
     """Which exit answered, counted from the input, 0: the first; unset when no exit did."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
-        """Classes by descending score: all of them, up to the request's max_labels."""
+        """The answer, then the other classes by descending score: all of them, up to the request's max_labels. With costs of mistakes
+        the answer of an exit is the class of least expected cost, which need not be the most probable one.
+        """
 
     @_builtins.property
     def cut(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -307,6 +311,10 @@ class InferResponse(_message.Message):
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """Outputs of a model without labels (task "raw"), in the order of the graph."""
+
+    @_builtins.property
+    def routing(self) -> Global___Routing:
+        """How it was decided; unset for a version without an exit."""
 
     def __init__(
         self,
@@ -325,10 +333,11 @@ class InferResponse(_message.Message):
         exit_confidence: _builtins.float = ...,
         rate: _builtins.int | None = ...,
         exit: _builtins.int | None = ...,
+        routing: Global___Routing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit", b"_exit", "_rate", b"_rate", "exit", b"exit", "rate", b"rate", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit", b"_exit", "_rate", b"_rate", "exit", b"exit", "rate", b"rate", "routing", b"routing", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit", b"_exit", "_rate", b"_rate", "answered_by", b"answered_by", "cut", b"cut", "exit", b"exit", "exit_confidence", b"exit_confidence", "fallback_reason", b"fallback_reason", "frame_id", b"frame_id", "labels", b"labels", "model", b"model", "outputs", b"outputs", "rate", b"rate", "timings", b"timings", "trace_id", b"trace_id", "uplink_bytes", b"uplink_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit", b"_exit", "_rate", b"_rate", "answered_by", b"answered_by", "cut", b"cut", "exit", b"exit", "exit_confidence", b"exit_confidence", "fallback_reason", b"fallback_reason", "frame_id", b"frame_id", "labels", b"labels", "model", b"model", "outputs", b"outputs", "rate", b"rate", "routing", b"routing", "timings", b"timings", "trace_id", b"trace_id", "uplink_bytes", b"uplink_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit: _TypeAlias = _typing.Literal["exit"]  # noqa: Y015
     _WhichOneofArgType__exit: _TypeAlias = _typing.Literal["_exit", b"_exit"]  # noqa: Y015
@@ -340,6 +349,58 @@ class InferResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
 
 Global___InferResponse: _TypeAlias = InferResponse  # noqa: Y015
+
+@_typing.final
+class Routing(_message.Message):
+    """How it was decided whether the edge answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHY_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    EASE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    WORTH_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    AUDITED_FIELD_NUMBER: _builtins.int
+    POLICY_REVISION_FIELD_NUMBER: _builtins.int
+    why: _routing_pb2.RouteReason.ValueType
+    """Why the sample is easy or hard."""
+    score: _builtins.str
+    """Name of the score."""
+    ease: _builtins.float
+    """How easy the sample looks, 0..1; unset: undefined."""
+    threshold: _builtins.float
+    """What the ease was compared with."""
+    worth: _builtins.float
+    """Expected gain of asking the tail, 0..1."""
+    refused: _builtins.str
+    """Of a hard sample that was not sent for want of budget, which one and how much: one sentence."""
+    audited: _builtins.bool
+    """It was chosen to be asked of the tail all the same, to see whether it agrees: as far as the budget allows it, after this answer."""
+    policy_revision: _builtins.int
+    """Revision of the policy; 0: none was heard of yet."""
+    def __init__(
+        self,
+        *,
+        why: _routing_pb2.RouteReason.ValueType = ...,
+        score: _builtins.str = ...,
+        ease: _builtins.float | None = ...,
+        threshold: _builtins.float = ...,
+        worth: _builtins.float = ...,
+        refused: _builtins.str = ...,
+        audited: _builtins.bool = ...,
+        policy_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ease", b"_ease", "ease", b"ease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ease", b"_ease", "audited", b"audited", "ease", b"ease", "policy_revision", b"policy_revision", "refused", b"refused", "score", b"score", "threshold", b"threshold", "why", b"why", "worth", b"worth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ease: _TypeAlias = _typing.Literal["ease"]  # noqa: Y015
+    _WhichOneofArgType__ease: _TypeAlias = _typing.Literal["_ease", b"_ease"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ease) -> _WhichOneofReturnType__ease | None: ...
+
+Global___Routing: _TypeAlias = Routing  # noqa: Y015
 
 @_typing.final
 class StreamOptions(_message.Message):

@@ -53,7 +53,7 @@ class InferenceServiceServicer:
 
     def Infer(self, request, context):
         """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
-        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
+        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, BUDGET_SPENT, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ class InferenceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Infer: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]
     """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
-    MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
+    MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, BUDGET_SPENT, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
     """
     StreamInfer: _grpc.StreamStreamMultiCallable[_inference_pb2.StreamInferRequest, _inference_pb2.StreamInferResponse]
     """Answers a stream of pictures, each as soon as it is ready or in the order of sending. One bad frame is answered by its
@@ -49,7 +49,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Infer: _aio.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]  # type: ignore[assignment]
     """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
-    MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
+    MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, BUDGET_SPENT, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
     """
     StreamInfer: _aio.StreamStreamMultiCallable[_inference_pb2.StreamInferRequest, _inference_pb2.StreamInferResponse]  # type: ignore[assignment]
     """Answers a stream of pictures, each as soon as it is ready or in the order of sending. One bad frame is answered by its
@@ -66,7 +66,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.InferResponse, _abc.Awaitable[_inference_pb2.InferResponse]]:
         """Answers one picture. Errors: IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, FRAME_TOO_LARGE, FIELD_INVALID, TENSOR_*,
-        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
+        MODEL_NOT_FOUND, NOT_READY, QUEUE_FULL, BUDGET_SPENT, DEADLINE_EXPIRED, FRAME_SUPERSEDED (streams), CANCELLED.
         """
 
     @_abc_1.abstractmethod

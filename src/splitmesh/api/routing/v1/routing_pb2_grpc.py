@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RoutingServiceStub:
-    """Computes thresholds and pushes them to heads, which decide locally; counts what came of it.
+    """Computes policies and pushes them to heads, which decide locally; shares the uplinks; watches for drift; counts what came of it.
     """
 
     def __init__(self, channel):
@@ -40,10 +40,40 @@ class RoutingServiceStub:
                 request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchPolicyRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchPolicyResponse.FromString,
                 _registered_method=True)
-        self.SetTolerance = channel.unary_unary(
-                '/splitmesh.api.routing.v1.RoutingService/SetTolerance',
-                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetToleranceRequest.SerializeToString,
-                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetToleranceResponse.FromString,
+        self.GetPolicy = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/GetPolicy',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetGoals = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/SetGoals',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetGoalsRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetGoalsResponse.FromString,
+                _registered_method=True)
+        self.GetGoals = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/GetGoals',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetGoalsRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetGoalsResponse.FromString,
+                _registered_method=True)
+        self.Decide = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/Decide',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.DecideRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.DecideResponse.FromString,
+                _registered_method=True)
+        self.SetSite = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/SetSite',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetSiteRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetSiteResponse.FromString,
+                _registered_method=True)
+        self.GetShares = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/GetShares',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetSharesRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetSharesResponse.FromString,
+                _registered_method=True)
+        self.ShareUplink = channel.stream_stream(
+                '/splitmesh.api.routing.v1.RoutingService/ShareUplink',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ShareUplinkRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ShareUplinkResponse.FromString,
                 _registered_method=True)
         self.ReportOutcomes = channel.unary_unary(
                 '/splitmesh.api.routing.v1.RoutingService/ReportOutcomes',
@@ -55,10 +85,25 @@ class RoutingServiceStub:
                 request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetOutcomesRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetOutcomesResponse.FromString,
                 _registered_method=True)
+        self.GetDrift = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/GetDrift',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetDriftRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetDriftResponse.FromString,
+                _registered_method=True)
+        self.WatchDrift = channel.unary_stream(
+                '/splitmesh.api.routing.v1.RoutingService/WatchDrift',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchDriftRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchDriftResponse.FromString,
+                _registered_method=True)
+        self.ResolveDrift = channel.unary_unary(
+                '/splitmesh.api.routing.v1.RoutingService/ResolveDrift',
+                request_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ResolveDriftRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ResolveDriftResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
-    """Computes thresholds and pushes them to heads, which decide locally; counts what came of it.
+    """Computes policies and pushes them to heads, which decide locally; shares the uplinks; watches for drift; counts what came of it.
     """
 
     def WatchPolicy(self, request, context):
@@ -68,15 +113,61 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SetTolerance(self, request, context):
-        """States the tolerated disagreement with the full model; every head that watches gets the new policy.
+    def GetPolicy(self, request, context):
+        """The policy for a version as of now, watched by somebody or not. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetGoals(self, request, context):
+        """States what may go wrong with a model; every head that watches gets the new policy. Errors: FIELD_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGoals(self, request, context):
+        """The goals in force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Decide(self, request, context):
+        """Says whether a sample is hard, for gateways that run a model of their own. What a policy reads and was not sent (features)
+        makes it hard. Errors: FIELD_INVALID, TENSOR_SHAPE_MISMATCH,
+        MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetSite(self, request, context):
+        """States what the applications of a site may use together. Errors: FIELD_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetShares(self, request, context):
+        """Every site's budget, and what each application gets of it now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareUplink(self, request_iterator, context):
+        """A head tells what its hard samples ask for, at once when that changes, and hears what it may use, at once when that
+        changes. The newest message counts, in both directions. Errors: FIELD_INVALID, QUEUE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcomes(self, request, context):
-        """Adds counts of decided samples. Repeating a report with the same node, boot and sequence adds nothing.
+        """Adds counts of decided samples, and tells some of them. Repeating a report with the same node, boot and sequence adds
+        nothing. Errors: FIELD_INVALID, QUEUE_FULL with RetryInfo, STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +175,27 @@ class RoutingServiceServicer:
 
     def GetOutcomes(self, request, context):
         """Sums of the reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDrift(self, request, context):
+        """What has drifted, and how often the exits disagree by the audits. Errors: FIELD_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDrift(self, request, context):
+        """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveDrift(self, request, context):
+        """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,10 +209,40 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchPolicyRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchPolicyResponse.SerializeToString,
             ),
-            'SetTolerance': grpc.unary_unary_rpc_method_handler(
-                    servicer.SetTolerance,
-                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetToleranceRequest.FromString,
-                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetToleranceResponse.SerializeToString,
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetPolicyRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'SetGoals': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGoals,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetGoalsRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetGoalsResponse.SerializeToString,
+            ),
+            'GetGoals': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGoals,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetGoalsRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetGoalsResponse.SerializeToString,
+            ),
+            'Decide': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decide,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.DecideRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.DecideResponse.SerializeToString,
+            ),
+            'SetSite': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSite,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetSiteRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetSiteResponse.SerializeToString,
+            ),
+            'GetShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetShares,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetSharesRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetSharesResponse.SerializeToString,
+            ),
+            'ShareUplink': grpc.stream_stream_rpc_method_handler(
+                    servicer.ShareUplink,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ShareUplinkRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ShareUplinkResponse.SerializeToString,
             ),
             'ReportOutcomes': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportOutcomes,
@@ -112,6 +254,21 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetOutcomesRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetOutcomesResponse.SerializeToString,
             ),
+            'GetDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrift,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetDriftRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetDriftResponse.SerializeToString,
+            ),
+            'WatchDrift': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDrift,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchDriftRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchDriftResponse.SerializeToString,
+            ),
+            'ResolveDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveDrift,
+                    request_deserializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ResolveDriftRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ResolveDriftResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'splitmesh.api.routing.v1.RoutingService', rpc_method_handlers)
@@ -121,7 +278,7 @@ def add_RoutingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RoutingService:
-    """Computes thresholds and pushes them to heads, which decide locally; counts what came of it.
+    """Computes policies and pushes them to heads, which decide locally; shares the uplinks; watches for drift; counts what came of it.
     """
 
     @staticmethod
@@ -152,7 +309,7 @@ class RoutingService:
             _registered_method=True)
 
     @staticmethod
-    def SetTolerance(request,
+    def GetPolicy(request,
             target,
             options=(),
             channel_credentials=None,
@@ -165,9 +322,171 @@ class RoutingService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/splitmesh.api.routing.v1.RoutingService/SetTolerance',
-            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetToleranceRequest.SerializeToString,
-            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetToleranceResponse.FromString,
+            '/splitmesh.api.routing.v1.RoutingService/GetPolicy',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetPolicyRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGoals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/SetGoals',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetGoalsRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetGoalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGoals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/GetGoals',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetGoalsRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetGoalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decide(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/Decide',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.DecideRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.DecideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/SetSite',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetSiteRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.SetSiteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/GetShares',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetSharesRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetSharesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareUplink(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/ShareUplink',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ShareUplinkRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ShareUplinkResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -222,6 +541,87 @@ class RoutingService:
             '/splitmesh.api.routing.v1.RoutingService/GetOutcomes',
             splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetOutcomesRequest.SerializeToString,
             splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/GetDrift',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetDriftRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.GetDriftResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/WatchDrift',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchDriftRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.WatchDriftResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.routing.v1.RoutingService/ResolveDrift',
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ResolveDriftRequest.SerializeToString,
+            splitmesh_dot_api_dot_routing_dot_v1_dot_routing__pb2.ResolveDriftResponse.FromString,
             options,
             channel_credentials,
             insecure,

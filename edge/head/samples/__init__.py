@@ -1,0 +1,1 @@
+"""Hard, audited and disputed samples, kept and served."""

@@ -1,0 +1,1 @@
+"""Whose hard samples may cross, within what this head may use."""

@@ -1,0 +1,201 @@
+"""What the head tells the router: once, in full, however long that is away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from edge.head.decided import TailSaid
+from edge.head.report import AWAIT_S, LONGEST_AGE_S, LONGEST_WAIT_S, MOST_VERSIONS
+from edge.head.sights import MOST
+from splitmesh.client.registry import VersionInfo
+from splitmesh.client.routing import Outcomes as Told
+from splitmesh.errors import MeshError, Reason
+from splitmesh.routing.audit import Counts, Stratum
+from splitmesh.routing.costs import NO_ANSWER
+from splitmesh.routing.gate import Why
+from tests.unit.decided_frames import decided
+from tests.unit.reporting import AWAY, Reporting
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[Reporting]:
+    made = Reporting()
+    yield made
+    made.active.session.close()
+
+
+def version(number: int) -> VersionInfo:
+    return VersionInfo("parts", number, 0, {}, "push", "", (), datetime(2026, 1, 1, tzinfo=UTC))
+
+
+async def test_what_became_of_frames_is_counted_and_told_once(world: Reporting) -> None:
+    info, outcomes = world.active.info, world.outcomes
+    for _ in range(3):
+        outcomes.edge_exit(info)
+    outcomes.cloud_tail(info, disagreed=True)
+    outcomes.cloud_tail(info, disagreed=False)
+    outcomes.edge_whole(info)
+    outcomes.fallback(info, Reason.DEADLINE_EXPIRED)
+    outcomes.refused(info, Reason.IMAGE_UNDECODABLE)
+    (call,) = await world.send()
+    assert call.counts == Told(
+        edge_exit=3,
+        cloud_tail=2,
+        tail_disagreed=1,
+        edge_whole=1,
+        edge_fallback={"DEADLINE_EXPIRED": 1},
+        refused={"IMAGE_UNDECODABLE": 1},
+    )
+    assert await world.send() == []
+
+
+async def test_hard_frames_are_counted_by_reason_and_sure_ones_are_not_hard(world: Reporting) -> None:
+    for why in (Why.SURE, Why.UNSURE, Why.UNSURE, Why.UNUSUAL, Why.DRIFTED):
+        world.decide(why=why)
+    (call,) = await world.send()
+    assert call.counts.hard == {"UNSURE": 2, "UNUSUAL": 1, "DRIFTED": 1}
+
+
+async def test_a_sight_says_what_was_seen_and_how_long_ago(world: Reporting) -> None:
+    world.now += 1
+    world.decide(
+        why=Why.UNSURE,
+        camera="line-2",
+        label=1,
+        ease=0.4,
+        unusual=False,
+        exit=1,
+        tail=TailSaid(2, 0.8, disagreed=True),
+        arrived=datetime.now(UTC) - timedelta(seconds=2),
+    )
+    world.now += 3
+    ((sight,),) = (call.sights for call in await world.send())
+    assert sight.age_ms == pytest.approx(5000, abs=500)
+    assert (sight.camera, sight.exit_class, sight.ease, sight.unusual) == ("line-2", 1, 0.4, False)
+    assert (sight.tail_class, sight.audited, sight.exit) == (2, False, 1)
+
+
+@pytest.mark.parametrize("jump_s", [-1e6, 1e6])
+async def test_a_wall_clock_that_jumps_makes_no_absurd_age(world: Reporting, jump_s: float) -> None:
+    world.decide(arrived=datetime.now(UTC) + timedelta(seconds=jump_s))
+    world.now += 1
+    ((sight,),) = (call.sights for call in await world.send())
+    assert 1000 <= sight.age_ms <= LONGEST_AGE_S * 1e3 + 1000
+
+
+async def test_an_audited_frame_is_told_once_with_the_tails_answer_or_without_after_its_time(world: Reporting) -> None:
+    frame = decided(world.active, 1, audited=True, label=0)
+    world.outcomes.decided(frame)
+    world.decide(2, audited=True)
+    world.now += 1
+    assert await world.send() == []
+    world.outcomes.audited(frame, TailSaid(1, 0.9, disagreed=True))
+    world.now += 1
+    (call,) = await world.send()
+    assert [(sight.audited, sight.exit_class, sight.tail_class) for sight in call.sights] == [(True, 0, 1)]
+    world.now += AWAIT_S
+    (call,) = await world.send()
+    assert [(sight.audited, sight.tail_class) for sight in call.sights] == [(False, None)]
+
+
+async def test_a_frame_without_a_distribution_is_told_by_the_class_it_is_nearest_to(world: Reporting) -> None:
+    world.decide(label=NO_ANSWER, why=Why.UNDEFINED, ease=float("nan"), row=[0.1, np.nan, 0.3])
+    world.now += 1
+    (call,) = await world.send()
+    assert call.sights[0].exit_class == 2
+    assert np.isnan(call.sights[0].ease)
+
+
+async def test_a_report_that_was_not_taken_is_sent_again_as_it_was_but_for_its_age(world: Reporting) -> None:
+    stratum = Stratum("line-1", "dark", 6)
+    world.audits["parts", 1] = {stratum: Counts(100, 2, 1)}
+    world.outcomes.edge_exit(world.active.info)
+    world.now += 1
+    world.decide()
+    world.router.failures = [AWAY]
+    (first,) = await world.send()
+    world.audits["parts", 1] = {stratum: Counts(50, 1, 0)}
+    world.outcomes.edge_exit(world.active.info)
+    world.decide()
+    world.now += 60
+    again, *later = await world.send()
+    assert (again.sequence, again.boot_id, again.counts) == (first.sequence, first.boot_id, first.counts)
+    assert again.audits == first.audits == {stratum: Counts(100, 2, 1)}
+    assert [sight.age_ms - 60_000 for sight in again.sights] == pytest.approx([one.age_ms for one in first.sights])
+    assert later == []
+    (new,) = await world.send()
+    assert (new.sequence, new.counts.edge_exit) == (first.sequence + 1, 1)
+    assert new.audits == {stratum: Counts(50, 1, 0)}
+
+
+async def test_while_the_router_is_away_one_report_waits_and_the_rest_stays_bounded(world: Reporting) -> None:
+    world.router.failures = [AWAY] * 20
+    for _ in range(20):
+        for number in range(200):
+            world.outcomes.edge_exit(world.active.info)
+            world.decide(number)
+        world.now += 1
+        assert len(await world.send()) == 1
+    await world.send()
+    (rest,) = await world.send()
+    first = world.router.calls[0]
+    assert {call.sequence for call in world.router.calls[:-1]} == {first.sequence}
+    assert first.counts.edge_exit + rest.counts.edge_exit == 20 * 200
+    assert len(first.sights) + first.left_out == 200
+    assert len(rest.sights) <= MOST
+    assert len(rest.sights) + rest.left_out == 19 * 200
+
+
+async def test_audits_alone_make_a_report_of_a_version_that_was_seen(world: Reporting) -> None:
+    world.outcomes.edge_exit(world.active.info)
+    await world.send()
+    world.audits["parts", 1] = {Stratum("line-1", "dark", 6): Counts(0, 1, 1)}
+    (call,) = await world.send()
+    assert (call.counts, len(call.audits)) == (Told(), 1)
+
+
+async def test_each_version_has_a_report_of_its_own(world: Reporting) -> None:
+    for number in (1, 2):
+        world.outcomes.edge_exit(version(number))
+    calls = await world.send()
+    assert [(call.version, call.counts.edge_exit) for call in calls] == [(1, 1), (2, 1)]
+    assert [call.sequence for call in calls] == [1, 2]
+    # Only of version 1 a link is known.
+    assert [call.load_ms for call in calls] == [0.0, None]
+
+
+async def test_versions_with_nothing_to_tell_are_forgotten_where_there_are_many(world: Reporting) -> None:
+    for number in range(MOST_VERSIONS + 10):
+        world.outcomes.edge_exit(version(number))
+    await world.send()
+    world.outcomes.edge_exit(version(3))
+    await world.send()
+    assert list(world.outcomes._tallies) == [("parts", 3)]
+
+
+async def test_what_the_router_will_never_take_is_dropped_and_the_rest_is_told(
+    world: Reporting, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        world.outcomes.edge_exit(version(number))
+    world.router.failures = [MeshError(Reason.FIELD_INVALID, "a camera's name is too long")]
+    with caplog.at_level(logging.ERROR):
+        calls = await world.send()
+    assert [call.version for call in calls] == [1, 2]
+    assert "dropped" in caplog.text
+    assert await world.send() == []
+
+
+@pytest.mark.parametrize(("asked_s", "waited_s"), [(2.5, 2.5), (1e6, LONGEST_WAIT_S), (None, 0.0)])
+async def test_a_router_that_is_full_is_left_alone_as_long_as_it_asks_within_bounds(
+    world: Reporting, asked_s: float | None, waited_s: float
+) -> None:
+    world.outcomes.edge_exit(world.active.info)
+    world.router.failures = [MeshError(Reason.QUEUE_FULL, "full", retry_after_s=asked_s)]
+    await world.send()
+    assert world.held_s == waited_s
