@@ -25,7 +25,6 @@ from edge.head.fill import (
     add_routing,
     begun,
     exit_gives_outputs,
-    exit_speaks_by_outputs,
     fill,
     fill_from_exit,
     tail_said,
@@ -156,7 +155,7 @@ class Answerer:
 
     async def _answer(self, frame: _Frame) -> FrameAnswer:
         request, ways, active = frame.request, frame.ways, frame.active
-        escalate = request.outputs_needed and not exit_speaks_by_outputs(active)
+        escalate = request.outputs_needed and not exit_gives_outputs(active)
         try:
             async with asyncio.timeout_at(frame.deadline.expires):
                 seen = await self._turns.perceive(active, request, frame.deadline.expires, escalate=escalate)
@@ -167,7 +166,8 @@ class Answerer:
         self._record(frame, seen, answer)
         ways.saw_head(active, answer.times.head_ms)
         tail = await self._decide(frame, seen, answer)
-        crossing_bytes = 0 if seen.packed is None else len(seen.packed.payload)
+        refused = answer.fallback_reason is Reason.BUDGET_SPENT
+        crossing_bytes = 0 if seen.packed is None or refused else len(seen.packed.payload)
         ways.saw_end(active, uplink_bytes=crossing_bytes, tail_ms=answer.times.tail_ms)
         self._shadows.follow(request, ways)
         answer.times.total_ms = (time.time_ns() - frame.arrived_ns) / 1e6
@@ -204,8 +204,8 @@ class Answerer:
             self._outcomes.edge_exit(active.info)
             return None
         try:
-            self._require_budget(active.info.model, seen, seen.packed)
-            result = await self._escalate(frame, link, seen.packed, seen.rate, answer.times)
+            left_s = self._require_way(frame, link, seen, seen.packed)
+            result = await self._escalate(frame, link, seen, seen.packed, left_s, answer.times)
             fill(answer, active, result.outputs)
             said = None if seen.verdict is None else tail_said(active, result.outputs, seen.verdict)
         except MeshError as error:
@@ -226,7 +226,10 @@ class Answerer:
             return
         if seen.exit_row is None or (frame.request.outputs_needed and not exit_gives_outputs(active)):
             raise error
-        fill_from_exit(answer, seen)
+        try:
+            fill_from_exit(answer, seen)
+        except MeshError as unusable:  # the exit says nothing: why the tail did not answer is what counts
+            raise error from unusable
         answer.answered_by = AnsweredBy.EDGE_FALLBACK
         answer.fallback_reason = reason
         frame.span.set_attribute(Attr.FALLBACK_REASON, reason.value)
@@ -255,27 +258,32 @@ class Answerer:
         self._outcomes.edge_whole(other.info)
         return True
 
-    def _require_budget(self, model: str, seen: Perceived, packed: Frame) -> None:
-        """Take what the frame needs to cross, or raise BUDGET_SPENT; without an exit any frame is worth all."""
+    def _require_way(self, frame: _Frame, link: SegmentLink, seen: Perceived, packed: Frame) -> float:
+        """Take what the frame needs to cross and return how long it may wait for the tail. Without an exit any is worth all.
+
+        Raises MeshError DEADLINE_EXPIRED, SERVICE_UNAVAILABLE or QUEUE_FULL, for which nothing is taken, or BUDGET_SPENT.
+        """
+        left_s = self._margins.left_s(frame.deadline, frame.ways)
+        if left_s <= 0:
+            raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
+        link.require()
         worth = 1.0 if seen.verdict is None else seen.verdict.worth
-        if refused := self._budget.refuses(model, worth, len(packed.payload)):
+        if refused := self._budget.refuses(frame.active.info.model, worth, len(packed.payload), left_s=left_s):
             raise MeshError(Reason.BUDGET_SPENT, refused, retry_after_s=BUDGET_RETRY_S)
+        return left_s
 
     async def _escalate(
-        self, frame: _Frame, link: SegmentLink, packed: Frame, rate: int | None, times: StageTimes
+        self, frame: _Frame, link: SegmentLink, seen: Perceived, packed: Frame, left_s: float, times: StageTimes
     ) -> SegmentResult:
         with self._telemetry.span(Span.HEAD_ESCALATE, parent=frame.span) as span:
-            left_s = self._margins.left_s(frame.deadline, frame.ways)
-            if left_s <= 0:
-                raise MeshError(Reason.DEADLINE_EXPIRED, "too little time is left to ask the tail")
             result = await link.run(packed, trace_context=trace_context_of(span), deadline_s=left_s)
-            if rate is not None:
-                span.set_attribute(Attr.RATE, rate)
+            if seen.rate is not None:
+                span.set_attribute(Attr.RATE, seen.rate)
             span.set_attribute(Attr.UPLINK_BYTES, len(packed.payload))
         times.tail_queue_ms = result.later_queue_ms
         times.tail_ms = result.later_compute_ms
         times.link_ms = result.links_ms
-        self._budget.crossed(frame.active.info.model, cloud_ms=result.later_compute_ms)
+        self._budget.crossed(frame.active.info.model, cloud_ms=result.taken_ms)
         return result
 
     def _tell(self, frame: _Frame, seen: Perceived, answer: FrameAnswer, tail: TailSaid | None) -> None:

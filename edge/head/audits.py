@@ -180,6 +180,7 @@ class Audits:
         loop = asyncio.get_running_loop()
         expires = loop.time() + AUDIT_S
         packed, rate = await loop.run_in_executor(thread, self._packed, frame)
+        link.require()  # what cannot be sent takes nothing
         if not self._budget.allows_audit(frame.active.info.model, len(packed.payload)):
             return None
         with self._telemetry.span(Span.HEAD_ESCALATE, trace_context=frame.answer.trace_context) as span:
@@ -188,7 +189,7 @@ class Audits:
                 span.set_attribute(Attr.RATE, rate)
             left_s = expires - loop.time()
             result = await link.run(packed, trace_context=trace_context_of(span), deadline_s=left_s)
-        self._budget.crossed(frame.active.info.model, cloud_ms=result.later_compute_ms)
+        self._budget.crossed(frame.active.info.model, cloud_ms=result.taken_ms)
         said = tail_said(frame.active, result.outputs, frame.verdict)
         if said is None:
             raise MeshError(Reason.TENSOR_NOT_FINITE, "the tail's answer names no class")

@@ -19,7 +19,7 @@ from splitmesh.kernel.telemetry import trace_context_of, trace_id_of
 from splitmesh.model.classes import as_probabilities, score_form
 from splitmesh.routing.costs import NO_ANSWER
 from splitmesh.routing.finding import NOTHING, SOMETHING, something_found
-from splitmesh.routing.gate import Verdict, Why, confidence
+from splitmesh.routing.gate import Verdict, confidence
 from splitmesh.routing.rule import DEFAULT
 from splitmesh.tensor.spec import Array
 
@@ -46,7 +46,7 @@ def _sureness(seen: Perceived) -> float:
     """The exit's largest probability; 0 without an exit, or for a row that is no distribution."""
     if seen.exit_row is None or seen.verdict is None:
         return 0.0
-    known = seen.score == DEFAULT and seen.verdict.why is not Why.FINDING  # that is the ease, and numpy takes 30 µs
+    known = seen.score == DEFAULT and not math.isnan(seen.verdict.ease)  # that is the ease, and numpy takes 30 µs
     sureness = seen.verdict.ease if known else float(confidence(seen.exit_row)[0])
     return 0.0 if math.isnan(sureness) else sureness
 
@@ -95,12 +95,6 @@ def exit_gives_outputs(active: ActiveModel) -> bool:
     manifest = active.manifest
     outputs = [tensor.name for tensor in manifest.whole.outputs]
     return active.scores is not None and bool(manifest.labels) and outputs == [manifest.class_output]
-
-
-def exit_speaks_by_outputs(active: ActiveModel) -> bool:
-    """Whether they also name the exit's answer. Where mistakes cost different amounts that need not be the most probable
-    class, and nothing is promised of that one."""
-    return exit_gives_outputs(active) and not active.gate.judge.rule.costs
 
 
 def fill_from_exit(answer: FrameAnswer, seen: Perceived) -> None:

@@ -75,6 +75,8 @@ def perceive(
     feeds = _feeds(active, request, max_pixels, limits)
     decoded_ns = time.time_ns()
     gate, revision = active.gate, active.policy_revision
+    # An answer by costs need not be the largest output, which is what such a caller looks for.
+    escalate = escalate or (request.outputs_needed and bool(gate.judge.rule.costs))
     run = run_head(active.session, active.manifest, gate, feeds, camera=request.camera_id, escalate=escalate)
     ended_ns = time.time_ns()
     if run.complete and active.company == 1:  # frames computed together are recorded where they are

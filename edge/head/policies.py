@@ -150,7 +150,7 @@ class Policies:
         try:
             gate = await asyncio.to_thread(gate_of, policy, active.manifest, active.fitted)
             audit_share = policy.audit_share
-        except MeshError as error:
+        except Exception as error:  # whatever it is: the gate before may be looser than what holds now
             _not_followed(active, policy.revision, error)
         self._told(active.info.model, active.info.version, audit_share)
         active.gate, active.policy_revision = gate or closed_gate(active.manifest), policy.revision
@@ -211,10 +211,11 @@ def _like_a_frames(manifest: Manifest) -> dict[str, Array]:
     return made
 
 
-def _not_followed(active: ActiveModel, revision: int, error: MeshError) -> None:
+def _not_followed(active: ActiveModel, revision: int, error: Exception) -> None:
+    unforeseen = not isinstance(error, MeshError)
     log.error(
         "policy %d of %s version %d cannot be followed, everything escalates: %s",
-        revision, active.info.model, active.info.version, error.message,
+        revision, active.info.model, active.info.version, error, exc_info=unforeseen,
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class Shadows:
                     seen = await self._turns.perceive(other, request, expires, escalate=True, priority=BEHIND_ALL)
                 if seen.packed is None or other.link is None:
                     return
+                other.link.require()  # what cannot be sent takes nothing
                 if self._budget.spare(other.info.model, len(seen.packed.payload)):
                     await other.link.run(seen.packed, trace_context=b"", deadline_s=SHADOW_DEADLINE_S)
             except (MeshError, TimeoutError) as error:

@@ -67,10 +67,11 @@ def by_policy(policy: Policy, parts: Parts, said: Classes | Boxes, camera: str) 
     if isinstance(said, Boxes):
         raise field_error("boxes", "need a rule of their own: a policy compares the row of an exit's classes")
     classes = said.probabilities.shape[1]
-    if parts.labels and classes != len(parts.labels):
+    known = len(parts.labels) or parts.classes
+    if known and classes != known:
         raise MeshError(
             Reason.TENSOR_SHAPE_MISMATCH,
-            f"the row has {classes} classes, {policy.model} v{policy.version} has {len(parts.labels)}",
+            f"the row has {classes} classes, {policy.model} v{policy.version} has {known}",
         )
     _check_logits(said)
     gate = Gate(

@@ -17,6 +17,8 @@ from splitmesh.routing.gate import Verdict
 
 MAX_NUMBERS = 100_000
 """Of one row, one vector of features, or one picture's boxes."""
+MAX_SIZE_BYTES = 64 * 1024 * 1024
+"""Of a sample on the link; twice what a frame may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ def asked_from(message: pb.DecideRequest) -> Asked:
     for field, name in (("camera_id", message.camera_id), ("site", message.site), ("application", message.application)):
         if len(name) > MAX_NAME:
             raise field_error(field, f"has {len(name)} characters, at most {MAX_NAME} are allowed")
+    if message.size_bytes > MAX_SIZE_BYTES:
+        raise field_error("size_bytes", f"is {message.size_bytes}, at most {MAX_SIZE_BYTES} are allowed")
     application = message.application or (policy[0] if policy is not None else "")
     if message.site and not application:
         raise field_error(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from services.router.locks import Locks
 from splitmesh.client.registry import RegistryClient
-from splitmesh.model.manifest import DEFERRAL, MANIFEST, UNUSUAL, Manifest
+from splitmesh.model.manifest import DEFERRAL, MANIFEST, OUTCOMES, UNUSUAL, Manifest
+from splitmesh.model.outcomes import CalibrationOutcomes
 from splitmesh.routing.deferral import Deferral
 from splitmesh.routing.finding import FINDINGS
 from splitmesh.routing.unusual import Unusual
@@ -27,6 +28,8 @@ class Parts:
 
     labels: tuple[str, ...] = ()
     """Classes that its exit names; empty: they have no names."""
+    classes: int = 0
+    """As many its exit tells apart; 0: nothing says how many."""
     finding: bool = False
     """Its exit is a detector's."""
     deferral: Deferral | None = None
@@ -71,8 +74,13 @@ def parts_from(registry: RegistryClient) -> FetchParts:
         manifest = Manifest.from_json(await registry.fetch(info, MANIFEST))
         exit_ = manifest.exit
         finding = exit_ is not None and exit_.finding is not None
+        labels = FINDINGS if finding else tuple(manifest.labels)
+        classes = len(labels)
+        if not labels and OUTCOMES in info.artifacts:
+            classes = CalibrationOutcomes.from_bytes(await registry.fetch(info, OUTCOMES)).probabilities.shape[2]
         return Parts(
-            labels=FINDINGS if finding else tuple(manifest.labels),
+            labels=labels,
+            classes=classes,
             finding=finding,
             deferral=Deferral.from_bytes(await registry.fetch(info, DEFERRAL)) if DEFERRAL in info.artifacts else None,
             unusual=Unusual.from_bytes(await registry.fetch(info, UNUSUAL)) if UNUSUAL in info.artifacts else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -109,10 +110,8 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
 
     async def ReportOutcomes(self, request: pb.ReportOutcomesRequest, context: Any) -> pb.ReportOutcomesResponse:
         """Add counts; answered when they are on disk."""
-        with self._reporting():
-            report = report_from(request)
-            if await self._store.add(report, self._now()):
-                await self._drift.saw(report)
+        # Once begun it is finished, whatever becomes of the caller: a report that is stored is not looked at when it comes again.
+        await asyncio.shield(asyncio.create_task(self._add(request)))
         return pb.ReportOutcomesResponse()
 
     async def GetOutcomes(self, request: pb.GetOutcomesRequest, context: Any) -> pb.GetOutcomesResponse:
@@ -137,6 +136,12 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         if request.number < 1:
             raise field_error("number", "is 0; events count from 1")
         return pb.ResolveDriftResponse(event=event_to(await self._drift.resolve(request.number)))
+
+    async def _add(self, request: pb.ReportOutcomesRequest) -> None:
+        with self._reporting():
+            report = report_from(request)
+            if await self._store.add(report, self._now()):
+                await self._drift.saw(report)
 
     async def _verdict(self, asked: Asked) -> Verdict:
         if asked.own is not None:

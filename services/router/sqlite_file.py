@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -23,11 +23,12 @@ class SqliteFile:
     Args:
         path: of the file; its folder is made when missing.
         schema: statements that make its tables.
-        version: of the schema; a file of another one is refused.
+        version: of the schema; a file of a later one is refused.
+        upgrades: statements from each earlier version to the next.
     """
 
-    def __init__(self, path: Path, schema: str, version: int = 1) -> None:
-        self._path, self._schema, self._version = path, schema, version
+    def __init__(self, path: Path, schema: str, version: int = 1, upgrades: Mapping[int, str] | None = None) -> None:
+        self._path, self._schema, self._version, self._upgrades = path, schema, version, upgrades or {}
         self._thread: ThreadPoolExecutor | None = None
         self._database: sqlite3.Connection | None = None
 
@@ -76,11 +77,13 @@ class SqliteFile:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {self._schema} PRAGMA user_version = {self._version}; COMMIT;")
-        elif found != self._version:
-            detail = f"{self._path.name} has schema {found}; this router knows {self._version}"
+        if found > self._version:
+            detail = f"{self._path.name} has schema {found}; this router knows up to {self._version}"
             raise MeshError(Reason.SERVICE_UNAVAILABLE, detail)
+        if found < self._version:
+            steps = [self._upgrades[number] for number in range(found, self._version)] if found else [self._schema]
+            script = f"BEGIN IMMEDIATE; {' '.join(steps)} PRAGMA user_version = {self._version}; COMMIT;"
+            db.executescript(script)
 
     def _close(self) -> None:
         if self._database is not None:

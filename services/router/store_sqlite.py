@@ -1,25 +1,18 @@
 """The router's durable store: one SQLite file, write-ahead log, synchronous=FULL.
 
-A commit is on disk when the call returns. All statements run in one thread of their own: SQLite wants one writer, and
-the event loop must not wait for a disk. Knows tables; what they mean is said in `store.py`.
+A commit is on disk when the call returns (`sqlite_file.py`). Knows tables; what they mean is said in `store.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
+from services.router.sqlite_file import SqliteFile
 from services.router.store import MAX_BOOTS, MAX_ENTRIES, Counts, Load, NodeOutcomes, Report, Seen
-from splitmesh.errors import MeshError, Reason
-
-T = TypeVar("T")
 
 SCHEMA_VERSION = 3
 
@@ -51,25 +44,15 @@ class SqliteStore:
     """A RouterStore in one file. MeshError STORAGE_FULL when SQLite cannot write, SERVICE_UNAVAILABLE at a bad file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._thread: ThreadPoolExecutor | None = None
-        self._database: sqlite3.Connection | None = None
+        self._file = SqliteFile(path, _SCHEMA, SCHEMA_VERSION, _UPGRADES)
 
     async def start(self) -> None:
         """Open or make the file. SERVICE_UNAVAILABLE when it is no database or of a later schema."""
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router-store")
-        try:
-            await self._run(self._open)
-        except OSError as error:
-            detail = f"the router's folder is not usable: {error.strerror}"
-            raise MeshError(Reason.SERVICE_UNAVAILABLE, detail) from error
+        await self._file.start()
 
     async def stop(self) -> None:
         """Close; every accepted call is done before."""
-        if self._thread is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-            self._thread.shutdown()
-            self._thread = None
+        await self._file.stop()
 
     async def goals(self, model: str) -> str | None:
         """See RouterStore."""
@@ -78,19 +61,19 @@ class SqliteStore:
             row = db.execute("SELECT goals FROM goals WHERE model = ?", (model,)).fetchone()
             return row[0] if row else None
 
-        return await self._do(work)
+        return await self._file.do(work)
 
     async def set_goals(self, model: str, text: str) -> None:
         """See RouterStore."""
-        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO goals VALUES (?, ?)", (model, text)))
+        await self._file.do(lambda db: db.execute("INSERT OR REPLACE INTO goals VALUES (?, ?)", (model, text)))
 
     async def sites(self) -> dict[str, str]:
         """See RouterStore."""
-        return await self._do(lambda db: dict(db.execute("SELECT site, stated FROM sites ORDER BY site")))
+        return await self._file.do(lambda db: dict(db.execute("SELECT site, stated FROM sites ORDER BY site")))
 
     async def set_site(self, name: str, text: str) -> None:
         """See RouterStore."""
-        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO sites VALUES (?, ?)", (name, text)))
+        await self._file.do(lambda db: db.execute("INSERT OR REPLACE INTO sites VALUES (?, ?)", (name, text)))
 
     async def revision(self, model: str, version: int, policy: str) -> int:
         """See RouterStore."""
@@ -103,11 +86,11 @@ class SqliteStore:
                 db.execute("INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?)", (model, version, revision, policy))
             return int(revision)
 
-        return await self._do(work)
+        return await self._file.do(work)
 
     async def add(self, report: Report, at: datetime) -> bool:
         """See RouterStore."""
-        return await self._do(lambda db: _add(db, report, at))
+        return await self._file.do(lambda db: _add(db, report, at))
 
     async def outcomes(self, model: str, version: int | None = None) -> list[NodeOutcomes]:
         """See RouterStore."""
@@ -122,52 +105,7 @@ class SqliteStore:
                 NodeOutcomes(node, found, _counts(text), _time(us), _load(load)) for node, found, text, us, load in rows
             ]
 
-        return sorted(await self._do(work), key=lambda entry: (entry.node, entry.version))
-
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """One transaction; once begun it is finished, whatever becomes of the caller."""
-
-        def transaction() -> T:
-            if self._database is None:
-                raise MeshError(Reason.NOT_READY, "the store is closed")
-            with self._database as db:
-                db.execute("BEGIN IMMEDIATE")
-                return work(db)
-
-        return await self._run(transaction)
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        if self._thread is None:
-            raise MeshError(Reason.NOT_READY, "the store is closed")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.OperationalError as error:
-            raise MeshError(
-                Reason.STORAGE_FULL, f"the router's store cannot write: {error}", retry_after_s=5.0
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise MeshError(Reason.SERVICE_UNAVAILABLE, f"the router's store is not usable: {error}") from error
-
-    def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        db = self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found > SCHEMA_VERSION:
-            raise MeshError(
-                Reason.SERVICE_UNAVAILABLE, f"the store has schema {found}; this router knows up to {SCHEMA_VERSION}"
-            )
-        if found == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif found < SCHEMA_VERSION:
-            steps = " ".join(_UPGRADES[number] for number in range(found, SCHEMA_VERSION))
-            db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-
-    def _close(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        return sorted(await self._file.do(work), key=lambda entry: (entry.node, entry.version))
 
 
 def _add(db: sqlite3.Connection, report: Report, at: datetime) -> bool:

@@ -80,6 +80,27 @@ async def test_goals_are_shown_stated_bit_by_bit_and_taken_back(world: World) ->
     assert (back["max_disagreement"], back["classes"], back["score"], back["escalate_unusual"]) == (0.05, [], "", None)
 
 
+async def test_what_follows_in_production_is_shown_and_a_class_that_is_not_known_is_named(world: World) -> None:
+    stated = await world.run("goals", MODEL, "--max-missed", "vertical=0.02")
+    assert f"{MODEL}:1, in production: from 0.9" in stated.out
+    assert stated.err == ""
+    mistyped = await world.run("goals", MODEL, "--max-missed", "vertcal=0.01")
+    assert mistyped.code == 0
+    assert f"warning: {MODEL}:1, in production: everything escalates" in mistyped.err
+    assert "'vertcal', which this version does not know: it names" in mistyped.err
+    as_json = await world.run("goals", MODEL, "--delta", 0.1, "--json")
+    assert as_json.json["policy"]["threshold"] > 1
+    assert "everything escalates" in as_json.err
+    assert (await world.run("goals", MODEL, "--json")).json["policy"] is None
+
+
+async def test_goals_of_a_model_that_is_not_in_production_are_stated_all_the_same(world: World) -> None:
+    stated = await world.run("goals", "other", "--max-disagreement", 0.03)
+    assert (stated.code, stated.err) == (0, "")
+    assert "production" not in stated.out
+    assert "at most 3.00% of samples" in stated.out
+
+
 async def test_costs_name_classes_and_every_other_mistake_costs_one(world: World) -> None:
     found = await world.run("goals", MODEL, "--cost", "vertical:plain=100", "--json")
     assert found.json["goals"]["costs"] == [0, 1, 1, 1, 0, 100, 1, 1, 0]

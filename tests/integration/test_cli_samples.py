@@ -121,7 +121,7 @@ def test_an_export_comes_back_labelled(store: SampleStore, head: Path, tmp_path:
     one, two = add(store, 1), add(store, 2)
     store.add(sample(3))
     assert here(head, "export", tmp_path / "set", "--format", "folder", "--json").json == {
-        **{"pictures": 2, "labelled": 0, "without_picture": 1, "gone": 0}
+        **{"pictures": 2, "labelled": 0, "without_picture": 1, "gone": 0, "damaged": 0}
     }
     (tmp_path / "set" / "bad").mkdir()
     (tmp_path / "set" / "_unlabelled" / f"{one.picture}.png").rename(tmp_path / "set" / "bad" / f"{one.picture}.png")

@@ -8,9 +8,15 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+import typer
 
+from splitmesh.cli import route_shares
+from splitmesh.client.shares import ShareClient
+from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.channels import Channels
 from tests.integration.command_line import Ended, refused, splitmesh_here
 from tests.integration.test_shares import WAIT_S, Head, router
@@ -99,6 +105,28 @@ async def test_a_watch_goes_on_until_it_is_interrupted(shell: Shell) -> None:
         out, err = await process.communicate()
     assert [line[0]["site"] for line in lines] == ["line-4"] * 2
     assert (process.returncode, err.decode()) == (0, ""), out
+
+
+async def test_a_watch_goes_on_while_the_router_is_away_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = MeshError(Reason.SERVICE_UNAVAILABLE, "nobody there")
+    answers: list[Any] = [[], away, [], field_error("site", "is no name")]
+    monkeypatch.setattr(ShareClient, "get_shares", AsyncMock(side_effect=answers))
+    monkeypatch.setattr(route_shares, "EVERY_S", 0.0)
+    with pytest.raises(typer.Exit):
+        await asyncio.to_thread(route_shares.shares, "line-4", watch=True, json=True)
+    said = capsys.readouterr()
+    assert said.out == "[]\n[]\n"
+    assert "the router does not answer, trying again: SERVICE_UNAVAILABLE: nobody there" in said.err
+    assert "FIELD_INVALID" in said.err
+
+
+async def test_a_watch_of_a_router_that_never_answered_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = MeshError(Reason.SERVICE_UNAVAILABLE, "nobody there")
+    monkeypatch.setattr(ShareClient, "get_shares", AsyncMock(side_effect=away))
+    with pytest.raises(typer.Exit):
+        await asyncio.to_thread(route_shares.shares, "line-4", watch=True, json=True)
 
 
 @pytest.mark.parametrize("place", ["=weight:5", "solder=heavy:1", "solder=weight:much", "solder=weight:0"])

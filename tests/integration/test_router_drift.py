@@ -20,6 +20,7 @@ import pytest
 from services.router.app import build
 from services.router.config import RouterSettings
 from services.router.drift import line as drift_line
+from services.router.drift.collected import UNIT_S
 from splitmesh.client.drift import DriftClient
 from splitmesh.client.routing import Goals, Outcomes, RoutingClient, Sight
 from splitmesh.errors import MeshError, Reason
@@ -77,9 +78,12 @@ async def router(plane: ControlPlane, **changes: object) -> AsyncIterator[World]
 
 
 def escalated(n: int) -> list[Sight]:
-    """Of a camera where everything escalates; the exit is wrong where it is unsure."""
+    """Of a camera where everything escalates, each a unit of its own; the exit is wrong where it is unsure."""
     eases = np.random.default_rng(1).beta(3, 1, n)
-    return [Sight("cam-1", 0, float(ease), tail_class=int(ease < 0.6)) for ease in eases]
+    return [
+        Sight("cam-1", 0, float(ease), tail_class=int(ease < 0.6), age_ms=(n - 1 - i) * UNIT_S * 1e3)
+        for i, ease in enumerate(eases)
+    ]
 
 
 async def test_a_drift_tightens_the_policy_of_its_camera_within_a_second_and_resolving_frees_it(
@@ -107,7 +111,7 @@ async def test_a_drift_tightens_the_policy_of_its_camera_within_a_second_and_res
 async def test_samples_since_a_drift_bring_a_threshold_of_their_own(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift_line, "SETTLING", timedelta(0))
+    monkeypatch.setattr(drift_line, "SETTLING", -timedelta(hours=1))
     async with router(plane) as world, aclosing(world.routing.watch_policy(MODEL, 1, "mec-1")) as policies:
         await world.routing.set_goals(MODEL, Goals(max_disagreement=0.05))
         await anext(policies)
@@ -129,8 +133,9 @@ async def test_samples_since_a_drift_bring_a_threshold_of_their_own(
 
 async def test_a_drift_of_one_class_names_it_as_heads_do(plane: ControlPlane) -> None:
     async with router(plane) as world:
-        right, wrong = (Sight("cam-1", said, 0.97, tail_class=0, audited=True) for said in (0, 1))
-        await world.report([*[right] * 60, wrong] * 15)
+        for ease in (*[0.97] * 6, 0.9):
+            await world.report([Sight("cam-1", said, 0.97 if said == 0 else ease) for said in (0, 1)] * 500)
+            await world.report([Sight("cam-1", 0, 0.97), Sight("cam-1", 1, ease)] * 500)
         async with aclosing(world.drift.watch_drift(MODEL)) as events:
             event = await anext(events)
         assert (event.camera, event.label) == ("cam-1", LABELS[1])

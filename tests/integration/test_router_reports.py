@@ -6,7 +6,11 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -18,6 +22,7 @@ from splitmesh.api.routing.v1 import routing_pb2
 from splitmesh.client.routing import Outcomes, RoutingClient, Sight, UplinkLoad
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.lifecycle import Host
+from splitmesh.kernel.streams import Drain
 from splitmesh.routing.audit import REST, Counts, Stratum
 from tests.integration.small_model import LABELS, ControlPlane, control_plane, push_small
 
@@ -63,6 +68,30 @@ async def test_reported_counts_add_up_and_a_repetition_adds_nothing(plane: Contr
     assert second_entry.outcomes == counts
     assert first_entry.last_report_time.tzinfo is not None
     assert (first_entry.load, second_entry.load) == (None, load)
+
+
+async def test_a_report_that_is_cancelled_while_it_is_stored_is_looked_at_all_the_same() -> None:
+    storing, stored, seen = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def add(*_: object) -> bool:
+        storing.set()
+        return await stored.wait()
+
+    store: Any = SimpleNamespace(add=add)
+    drift: Any = SimpleNamespace(saw=AsyncMock(side_effect=lambda report: seen.set()))
+    none: Any = None
+    router = servicer.RoutingServicer(
+        none, none, none, drift, store, default=none, now=lambda: datetime.now(UTC), drain=Drain()
+    )
+    request = routing_pb2.ReportOutcomesRequest(node="mec-1", boot_id="b", sequence=1, model="small", version=1)
+    caller = asyncio.create_task(router.ReportOutcomes(request, None))
+    async with asyncio.timeout(WAIT_S):
+        await storing.wait()
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    stored.set()
+    async with asyncio.timeout(WAIT_S):
+        await seen.wait()
 
 
 @pytest.mark.parametrize(

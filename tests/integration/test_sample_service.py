@@ -203,6 +203,9 @@ async def test_a_disk_that_hangs_is_told_in_time(tmp_path: Path, monkeypatch: py
         async with head_with(tmp_path, servicer={"disk_s": 0.01}) as (_, client):
             answers = await asyncio.gather(*(refused(client.list()) for _ in range(4)))
             assert {error.reason for error in answers} == {Reason.DEADLINE_EXPIRED}
+            hung = [one for one in threading.enumerate() if one.name.startswith("samples-served")]
+            assert len(hung) == samples_servicer.THREADS
+            assert all(one.daemon for one in hung)  # nobody waits for them when the process ends
     finally:
         goes_on.set()
 

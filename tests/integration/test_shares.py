@@ -12,6 +12,8 @@ import pytest
 
 from services.router.app import build
 from services.router.config import RouterSettings
+from services.router.shares import board
+from services.router.shares.site import LiveSite
 from splitmesh.api.routing.v1 import routing_pb2 as pb
 from splitmesh.api.routing.v1 import routing_pb2_grpc
 from splitmesh.client.routing import UplinkLoad
@@ -131,7 +133,27 @@ async def test_an_operator_sees_who_gets_what(tmp_path: Path) -> None:
         await head.leave()
 
 
-async def test_a_stream_outlives_a_restart_of_the_router_and_its_site_keeps_its_budget(tmp_path: Path) -> None:
+async def test_a_head_that_stops_takes_its_leave_and_one_whose_stream_breaks_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: asyncio.Queue[bool] = asyncio.Queue()
+    monkeypatch.setattr(LiveSite, "leave", lambda site, member, now_s: left.put_nowait(member.leaving))
+    async with router(tmp_path) as channels, asyncio.timeout(WAIT_S):
+        head = Head(channels, "mec-1")
+        await head.until(math.inf, math.inf)
+        await head.leave()
+        assert await left.get()
+        stub = routing_pb2_grpc.RoutingServiceStub(await channels.to("router"))
+        call = stub.ShareUplink(never_ending(pb.ShareUplinkRequest(node="mec-2", site="line-4")))
+        await call.read()
+        call.cancel()
+        assert not await left.get()
+
+
+async def test_a_stream_outlives_a_restart_of_the_router_and_its_site_keeps_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "RETURN_S", 0.5)
     async with Host("router", settings(tmp_path), build) as host, connected(host) as channels:
         await ShareClient(channels).set_site(BUDGET)
         head = Head(channels, "mec-1")
@@ -255,6 +277,11 @@ async def test_an_impossible_budget_is_refused_and_changes_nothing(tmp_path: Pat
         (kept,) = await client.get_shares()
     assert refused.value.reason is Reason.FIELD_INVALID
     assert kept.bytes_per_s == 100_000.0
+
+
+async def never_ending(message: pb.ShareUplinkRequest) -> AsyncGenerator[pb.ShareUplinkRequest]:
+    yield message
+    await asyncio.Event().wait()
 
 
 async def speak(channels: Channels, *messages: pb.ShareUplinkRequest) -> None:

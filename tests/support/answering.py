@@ -41,6 +41,7 @@ class Tail:
     def __init__(self) -> None:
         self.available = True
         self.fails: MeshError | None = None
+        self.batch = 1
         self.frames: list[Frame] = []
         self._session = open_session(split_version()[TAIL])
 
@@ -52,7 +53,12 @@ class Tail:
             raise self.fails
         names = [spec.name for spec in frame.header.tensors]
         outputs = self._session.run(dict(zip(names, unpack(frame), strict=True)))
-        return SegmentResult(outputs, "tail-1", 0.5, CLOUD_MS, 1, 5.0)
+        return SegmentResult(outputs, "tail-1", 0.5, CLOUD_MS, self.batch, 5.0)
+
+    def require(self) -> None:
+        """As the link's."""
+        if not self.available:
+            raise MeshError(Reason.SERVICE_UNAVAILABLE, "no tail has accepted this version")
 
     async def stop(self) -> None:
         """As the link's."""
@@ -69,7 +75,7 @@ class PlayedBudget:
     crossings: list[tuple[str, float]] = field(default_factory=list)
     spared: list[tuple[str, int]] = field(default_factory=list)
 
-    def refuses(self, model: str, worth: float, size_bytes: int) -> str:
+    def refuses(self, model: str, worth: float, size_bytes: int, *, left_s: float) -> str:
         """As the budget's."""
         self.asked.append((model, worth, size_bytes))
         return self.refusal

@@ -17,6 +17,7 @@ from splitmesh.api.routing.v1 import routing_pb2
 from splitmesh.client.answers import Routing
 from splitmesh.client.registry import VersionInfo
 from splitmesh.client.segment import SegmentLink, SegmentResult
+from splitmesh.errors import MeshError, Reason
 from splitmesh.model.manifest import HEAD, MANIFEST, Manifest
 from splitmesh.routing.gate import Verdict, Why
 from splitmesh.runtime import open_session
@@ -60,6 +61,11 @@ class Link:
             asked.says(self.label)
         self.asked.put_nowait(asked)
         return SegmentResult(await asked.answer, "tail", 0.0, 1.0, 1, 1.0)
+
+    def require(self) -> None:
+        """As the link's."""
+        if not self.available:
+            raise MeshError(Reason.SERVICE_UNAVAILABLE, "no tail")
 
     def load(self) -> routing_pb2.UplinkLoad:
         """As the link's."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
+from services.router.drift.collected import UNIT_S
 from services.router.drift.events import DriftEvent
 from services.router.drift.line import Line, Seen
 from services.router.goals import Goals
@@ -17,6 +18,8 @@ from splitmesh.routing.audit import Counts as AuditCounts
 from splitmesh.routing.audit import Stratum
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+UNIT = timedelta(seconds=UNIT_S)
+"""Samples so far from each other are each a unit."""
 LATER = NOW + timedelta(minutes=1)
 GOALS = Goals(max_disagreement=0.05, delta=0.05, audit_share=0.02)
 LABELS = ("OK", "NG")
@@ -42,12 +45,20 @@ def audit(camera: str = "a", said: int = 0, *, wrong: bool) -> Sight:
     return sight(camera, said, 0.95, whole=1 - said if wrong else said, audited=True)
 
 
-def escalated(rng: np.random.Generator, n: int, *, wrong: float = 0.4, camera: str = "a", said: int = 0) -> list[Sight]:
+def escalated(
+    rng: np.random.Generator,
+    n: int,
+    *,
+    wrong: float = 0.4,
+    camera: str = "a",
+    said: int = 0,
+    every: timedelta = timedelta(0),
+) -> list[Sight]:
     """Of a place that is tightened: an ease says how likely the exit is wrong, from 0 at 1 to ``wrong`` at 0."""
-    eases = rng.beta(3, 1, n)
+    ages = [(n - 1 - i) * every.total_seconds() * 1e3 for i in range(n)]
     return [
-        sight(camera, said, float(ease), whole=1 - said if rng.random() < wrong * (1 - ease) else said)
-        for ease in eases
+        sight(camera, said, float(ease), whole=1 - said if rng.random() < wrong * (1 - ease) else said, age_ms=age)
+        for ease, age in zip(rng.beta(3, 1, n), ages, strict=True)
     ]
 
 
@@ -67,11 +78,13 @@ def line_of_eases(rng: np.random.Generator, n: int, mean: float = 0.9, *, memory
     return np.clip(mean + 0.05 * hidden, 0, 1)
 
 
-def fed(line: Line, sights: list[Sight], *, goals: Goals = GOALS, at: datetime = NOW) -> list[DriftEvent]:
-    """What a thousand at a time lead to; events get numbers as if they were stored."""
+def fed(
+    line: Line, sights: list[Sight], *, goals: Goals = GOALS, at: datetime = NOW, every: timedelta = timedelta(0)
+) -> list[DriftEvent]:
+    """What a thousand at a time lead to, from ``at`` on; events get numbers as if they were stored."""
     found: list[DriftEvent] = []
     for begin in range(0, max(1, len(sights)), 1000):
-        seen = [Seen(at, one) for one in sights[begin : begin + 1000]]
+        seen = [Seen(at + i * every, one) for i, one in enumerate(sights[begin : begin + 1000], begin)]
         found += numbered(line, line.fed(seen, goals, LABELS, at))
     return found
 

@@ -9,7 +9,7 @@ import pytest
 from splitmesh.client import AnsweredBy, Why
 from splitmesh.errors import MeshError, Reason
 from splitmesh.routing.gate import ESCALATE_ALL, Gate
-from tests.support.answering import head
+from tests.support.answering import CLOUD_MS, head
 from tests.support.models import EASY, HARD, HARD_EXIT_LABEL, HARD_LABEL, LABELS, split_version
 
 SPENT = "the site's 20000 bytes/s are taken by worthier samples"
@@ -79,6 +79,21 @@ async def test_what_fails_on_its_way_is_not_told_as_crossed_or_refused() -> None
     assert answer.routing is not None
     assert (answer.fallback_reason, answer.routing.refused) == (Reason.DEADLINE_EXPIRED, "")
     assert (len(edge.budget.asked), edge.budget.crossings) == (1, [])
+
+
+async def test_of_a_batch_a_frame_takes_its_part_of_the_tails_time() -> None:
+    async with head(gate=Gate(ESCALATE_ALL)) as edge:
+        edge.tail.batch = 4
+        await edge.infer(HARD)
+    assert edge.budget.crossings == [("parts", CLOUD_MS / 4)]
+
+
+async def test_what_cannot_be_sent_takes_nothing_of_the_budget() -> None:
+    async with head(gate=Gate(ESCALATE_ALL)) as edge:
+        edge.tail.available = False
+        answer = await edge.infer(HARD)
+    assert answer.fallback_reason is Reason.SERVICE_UNAVAILABLE
+    assert (edge.budget.asked, edge.tail.frames) == ([], [])
 
 
 @pytest.mark.parametrize("room", [True, False])

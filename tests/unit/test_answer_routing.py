@@ -55,6 +55,15 @@ async def test_all_of_it_reaches_the_client_and_what_is_undefined_is_none() -> N
     assert edge.counts.of == {"cloud_tail": 1}
 
 
+async def test_where_the_exit_says_nothing_the_error_is_why_the_tail_did_not_answer() -> None:
+    async with head() as edge:
+        spoil_exit(edge.active, [math.nan] * 3)
+        edge.tail.fails = MeshError(Reason.DEADLINE_EXPIRED, "late")
+        with pytest.raises(MeshError) as caught:
+            await edge.infer(EASY)
+    assert caught.value.reason is Reason.DEADLINE_EXPIRED
+
+
 def test_every_reason_has_a_name_on_the_wire_and_one_of_a_later_head_is_no_reason_to_lose_an_answer() -> None:
     reasons = pb.DESCRIPTOR.pool.FindEnumTypeByName("splitmesh.api.routing.v1.RouteReason")
     assert {f"ROUTE_REASON_{why}" for why in Why} | {"ROUTE_REASON_UNSPECIFIED"} == set(reasons.values_by_name)

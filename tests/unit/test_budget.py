@@ -296,6 +296,19 @@ def test_answers_that_would_be_late_are_told_and_tried_now_and_then() -> None:
     assert [demand.deadline_ok for demand in told] == [False]
 
 
+@pytest.mark.parametrize(("left_s", "in_time"), [(5.0, True), (None, False), (0.1, False)])
+def test_in_time_is_what_the_samples_own_deadlines_say(left_s: float | None, in_time: bool) -> None:
+    world = World()
+    world.budget.granted(granting(MBPS_5))
+    for _ in range(100):
+        world.clock.now_s += TICK_S
+        world.budget.refuses("solder", 1.0, 1000, left_s=left_s)
+        world.budget.crossed("solder", cloud_ms=1200.0)  # more than the default deadline
+        world.budget.look()
+    told = cast(Update, world.budget._uplink._newest).demands
+    assert [demand.deadline_ok for demand in told] == [in_time]
+
+
 def test_a_share_is_as_old_as_a_quarter_of_a_second_at_most() -> None:
     world = World()
     world.budget.granted(granting(MBPS_5))

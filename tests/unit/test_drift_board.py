@@ -21,7 +21,7 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.routing.audit import Counts, Stratum
 from splitmesh.routing.gate import ESCALATE_ALL
 from tests.unit.drift_boards import PLACE, WRONG, GatedStore, Surroundings, board
-from tests.unit.drifting import GOALS, NOW, audit, escalated, line_of_eases, report, sight
+from tests.unit.drifting import GOALS, NOW, UNIT, audit, escalated, line_of_eases, report, sight
 
 
 @pytest.fixture
@@ -95,12 +95,12 @@ async def test_a_place_is_let_go_by_samples_and_heads_hear_of_that_too(around: S
     async with board(around) as made:
         await made.saw(WRONG)
         await made.seen(*PLACE)
-        around.now += timedelta(minutes=1)
-        await made.saw(report(*escalated(np.random.default_rng(1), 150)))
+        around.now += timedelta(hours=1)
+        await made.saw(report(*escalated(np.random.default_rng(1), 150, every=UNIT)))
         await made.seen(*PLACE)
         (event,) = await made.events("parts")
         assert (event.state, event.collected) == (State.TIGHTENED, 150)
-        await made.saw(report(*escalated(np.random.default_rng(2), 900)))
+        await made.saw(report(*escalated(np.random.default_rng(2), 900, every=UNIT)))
         await made.seen(*PLACE)
         (event,) = await made.events("parts", 1)
         assert event.state is State.RECALIBRATED
@@ -116,8 +116,8 @@ async def test_a_killed_router_knows_its_drifts_when_it_comes_back(around: Surro
         shutil.copytree(tmp_path / "first", tmp_path / "second")  # as a kill leaves it, between storing and telling
     async with board(around, SqliteDriftStore(tmp_path / "second" / "d.sqlite")) as made:
         assert thresholds(made) == [("a", "", ESCALATE_ALL)]
-        around.now += timedelta(minutes=1)
-        await made.saw(report(*escalated(np.random.default_rng(3), 900)))
+        around.now += timedelta(hours=1)
+        await made.saw(report(*escalated(np.random.default_rng(3), 900, every=UNIT)))
         await made.saw(report(*[audit("b", wrong=True)] * 20))
         await made.seen(*PLACE)
         assert [(event.number, event.state) for event in await made.events("parts")] == [
@@ -131,12 +131,12 @@ async def test_what_was_learned_and_collected_is_there_after_a_stop(around: Surr
     async with board(around, SqliteDriftStore(tmp_path / "d.sqlite")) as made:
         await made.saw(WRONG)
         await made.seen(*PLACE)
-        around.now += timedelta(minutes=1)
-        await made.saw(report(*escalated(np.random.default_rng(4), 150), audits=counts))
+        around.now += timedelta(hours=1)
+        await made.saw(report(*escalated(np.random.default_rng(4), 150, every=UNIT), audits=counts))
     async with board(around, SqliteDriftStore(tmp_path / "d.sqlite")) as made:
         assert await made.sights("parts") == {1: 170}
         assert [(one.camera, one.estimate.n_audited) for one in await made.audits("parts")] == [("", 10), ("a", 10)]
-        await made.saw(report(*escalated(np.random.default_rng(5), 60)))
+        await made.saw(report(*escalated(np.random.default_rng(5), 60, every=UNIT)))
         await made.seen(*PLACE)
         (event,) = await made.events("parts")
         assert event.collected == 210
@@ -218,10 +218,12 @@ async def test_of_many_versions_what_the_silent_ones_learned_is_forgotten_and_th
         await made.saw(WRONG)
         await made.seen(*PLACE)
         for version in range(2, 6):
+            around.now += timedelta(hours=1)
             await made.saw(report(sight(), version=version))
-        await made.seen(*PLACE)
+            await made.seen(*PLACE)
         assert list(await made.sights("parts")) == [3, 4, 5]
         assert thresholds(made) == [("a", "", ESCALATE_ALL)]
+        around.now += timedelta(hours=1)
         await made.saw(WRONG)
         await made.seen(*PLACE)
         assert [event.number for event in await made.events("parts")] == [1]

@@ -20,6 +20,7 @@ from tests.unit.drifting import (
     GOALS,
     LATER,
     NOW,
+    UNIT,
     audit,
     escalated,
     fed,
@@ -148,7 +149,7 @@ def test_a_place_is_recalibrated_to_a_threshold_that_keeps_the_promise() -> None
     for seed in range(20):
         line = new()
         (event,) = fed(line, WRONG)
-        changed = fed(line, escalated(np.random.default_rng(seed), 3000), at=LATER)
+        changed = fed(line, escalated(np.random.default_rng(seed), 3000), at=LATER, every=UNIT)
         (found,) = [one for one in changed if one.state is State.RECALIBRATED]
         assert found.number == event.number
         assert 0 < found.threshold < 1
@@ -164,7 +165,7 @@ def test_an_exit_that_is_wrong_too_often_goes_on_escalating_and_is_looked_at_eve
     fed(line, WRONG)
     rng = np.random.default_rng(5)
     wrong = [sight(ease=1.0, whole=int(rng.random() < 0.5)) for _ in range(10_000)]
-    changed = fed(line, wrong, at=LATER)
+    changed = fed(line, wrong, at=LATER, every=UNIT)
     event = line.open[Place("a")]
     assert event.state is State.TIGHTENED
     assert event.threshold == ESCALATE_ALL
@@ -180,17 +181,22 @@ def test_samples_from_before_the_drift_was_heard_of_are_not_collected() -> None:
     fed(line, WRONG)
     fed(line, escalated(np.random.default_rng(6), 500), at=NOW + SETTLING - timedelta(milliseconds=1))
     assert line.now(line.open[Place("a")]).collected == 0
-    fed(line, escalated(np.random.default_rng(6), 50) + escalated(np.random.default_rng(6), 50, camera="b"), at=LATER)
+    fed(
+        line,
+        escalated(np.random.default_rng(6), 50) + escalated(np.random.default_rng(6), 50, camera="b"),
+        at=LATER,
+        every=UNIT,
+    )
     assert line.now(line.open[Place("a")]).collected == 50
 
 
 def test_a_drift_after_recalibration_is_another_event_and_the_old_one_is_over() -> None:
     line = new()
     fed(line, WRONG)
-    fed(line, escalated(np.random.default_rng(7), 3000), at=LATER)
+    fed(line, escalated(np.random.default_rng(7), 3000), at=LATER, every=UNIT)
     first = line.open[Place("a")]
     assert first.state is State.RECALIBRATED
-    over, second = fed(line, WRONG, at=LATER)
+    over, second = fed(line, WRONG, at=LATER, every=UNIT)
     assert (over.number, over.state) == (first.number, State.RESOLVED)
     assert (second.number, second.state) == (first.number + 1, State.TIGHTENED)
     assert [one.threshold for one in overrides(line.open.values())] == [ESCALATE_ALL]
@@ -199,14 +205,14 @@ def test_a_drift_after_recalibration_is_another_event_and_the_old_one_is_over() 
 def test_other_goals_take_back_what_was_found_for_the_old_ones() -> None:
     line = new()
     fed(line, WRONG)
-    fed(line, escalated(np.random.default_rng(8), 3000), at=LATER)
+    fed(line, escalated(np.random.default_rng(8), 3000), at=LATER, every=UNIT)
     strict = replace(GOALS, max_disagreement=0.02)
-    (event,) = fed(line, [], goals=strict, at=LATER)
+    (event,) = fed(line, [], goals=strict, at=LATER, every=UNIT)
     assert (event.state, event.threshold, event.looks) == (State.TIGHTENED, ESCALATE_ALL, 0)
     assert "other goals" in event.why
-    assert fed(line, [], goals=replace(strict, audit_share=0.5), at=LATER) == []
-    later = LATER + timedelta(minutes=1)
-    found = fed(line, escalated(np.random.default_rng(11), 8000), goals=strict, at=later)
+    assert fed(line, [], goals=replace(strict, audit_share=0.5), at=LATER, every=UNIT) == []
+    later = LATER + timedelta(days=1)
+    found = fed(line, escalated(np.random.default_rng(11), 8000), goals=strict, at=later, every=UNIT)
     assert found[-1].state is State.RECALIBRATED
     assert true_risk(found[-1].threshold) <= 0.02
 
@@ -218,7 +224,7 @@ def test_samples_that_escalate_as_unusual_all_the_same_do_not_stand_against_a_th
         goals = replace(GOALS, escalate_unusual=escalates)
         line = Line("parts", 1, goals)
         fed(line, WRONG, goals=goals)
-        fed(line, strange + usual, goals=goals, at=LATER)
+        fed(line, strange + usual, goals=goals, at=LATER, every=UNIT)
         assert line.open[Place("a")].state is state
 
 
@@ -235,7 +241,7 @@ def test_a_limit_of_a_class_without_samples_keeps_everything_escalating_and_says
     line = Line("parts", 1, goals)
     fed(line, WRONG, goals=goals)
     right = [sight(ease=0.99, whole=0)] * 1000
-    fed(line, right, goals=goals, at=LATER)
+    fed(line, right, goals=goals, at=LATER, every=UNIT)
     event = line.open[Place("a")]
     assert event.state is State.TIGHTENED
     assert "class NG" in event.why

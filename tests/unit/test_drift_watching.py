@@ -11,7 +11,7 @@ import pytest
 from services.router.drift.events import Place, State
 from splitmesh.errors import MeshError, Reason
 from tests.unit.drift_boards import PLACE, WRONG, Surroundings, board
-from tests.unit.drifting import audit, escalated, report
+from tests.unit.drifting import UNIT, audit, escalated, report
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ async def test_who_is_slow_sees_the_latest_of_an_event_and_not_every_one(around:
         await made.seen(*PLACE)
         async with aclosing(made.watch("parts", 0)) as events:
             assert (await anext(events)).state is State.TIGHTENED
-            around.now += timedelta(minutes=1)
-            await made.saw(report(*escalated(np.random.default_rng(6), 900)))
+            around.now += timedelta(hours=1)
+            await made.saw(report(*escalated(np.random.default_rng(6), 900, every=UNIT)))
             await made.seen(*PLACE)
             await made.resolve(1)
             await made.saw(report(*[audit("b", wrong=True)] * 20))

@@ -141,6 +141,14 @@ def test_the_most_special_override_holds() -> None:
     }
 
 
+def test_where_an_override_fits_no_exit_before_the_cut_answers() -> None:
+    gate = Gate(0.5, overrides=[Override("north", "", 0.3)])
+    row = np.array([[0.8, 0.1, 0.1]])
+    assert not gate.verdict(row, camera="north", labels=LABELS, at_cut=False).sure
+    assert gate.verdict(row, camera="north", labels=LABELS).sure
+    assert gate.verdict(row, camera="south", labels=LABELS, at_cut=False).sure
+
+
 def test_an_override_without_camera_and_class_holds_for_the_rest() -> None:
     gate = Gate(0.5, overrides=[Override("", "", 0.95), Override("north", "", 0.2)])
     assert (verdict(gate, SURE).threshold, verdict(gate, SURE, camera="north").threshold) == (0.95, 0.2)

@@ -60,6 +60,15 @@ def test_a_row_that_is_no_distribution_has_no_ease() -> None:
     assert np.isnan(eases[:, 0]).tolist() == [False, True]
 
 
+def test_a_row_of_no_numbers_can_be_written_and_is_never_answered() -> None:
+    rows, logits = ROWS.copy(), np.log(ROWS)
+    rows[2, 1, 0], logits[2, 1] = np.nan, np.inf
+    read = CalibrationOutcomes.from_bytes(_outcomes(probabilities=rows, logits=logits).to_bytes())
+    for score in ("max_probability", "energy"):
+        eases, _ = read.eases(Rule(score))
+        assert np.isnan(eases).tolist() == [[False, False], [False, False], [False, True]]
+
+
 def test_only_the_exit_at_the_cut_knows_worths_and_what_is_strange() -> None:
     eases, _ = _outcomes().eases(Rule(DEFERRAL))
     assert np.isnan(eases[:, 0]).all()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from services.router.decide import Boxes, Classes, OwnRule, by_own_rule, by_policy
+from services.router.decide_wire import MAX_SIZE_BYTES, asked_from
 from services.router.goals import PolicyOverride
-from services.router.parts import Parts, PartsCache
+from services.router.parts import Parts, PartsCache, parts_from
 from services.router.policy import Policy
+from splitmesh.api.routing.v1 import routing_pb2 as pb
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.manifest import MANIFEST, OUTCOMES
 from splitmesh.routing.gate import ESCALATE_ALL, Why
+from tests.integration.small_model import small_manifest
 from tests.support.fitted import deferral, strange_beyond
+from tests.support.outcomes import outcomes_of
 
 LABELS = ("OK", "NG", "dirt")
 PARTS = Parts(LABELS)
@@ -110,6 +117,34 @@ def test_what_does_not_fit_the_version_is_refused(said: Classes | Boxes, reason:
     with pytest.raises(MeshError, match=detail) as caught:
         by_policy(POLICY, replace(PARTS, unusual=strange_beyond(3.0)), said, "")
     assert caught.value.reason is reason
+
+
+def test_a_version_whose_classes_have_no_names_takes_rows_of_its_own_width_alone() -> None:
+    nameless = Parts(classes=3)
+    assert by_policy(POLICY, nameless, classes(0.9, 0.1, 0.0), "").sure
+    with pytest.raises(MeshError, match="2 classes, joints v3 has 3"):
+        by_policy(POLICY, nameless, classes(0.9, 0.1), "")
+
+
+async def test_how_many_nameless_classes_there_are_is_read_from_the_calibration_outcomes() -> None:
+    outcomes = outcomes_of(np.linspace(0.5, 1.0, 10), np.ones(10, dtype=np.bool_))
+    manifest = small_manifest().model_copy(update={"task": "raw", "labels": ()})
+    found = {OUTCOMES: outcomes.to_bytes(), MANIFEST: manifest.to_json()}
+    registry = AsyncMock()
+    registry.get_version.return_value = SimpleNamespace(artifacts=found)
+    registry.fetch.side_effect = lambda info, name: found[name]
+    parts = await parts_from(registry)("joints", 3)
+    assert (parts.labels, parts.classes) == ((), outcomes.probabilities.shape[2])
+
+
+def test_a_sample_that_is_too_large_for_any_link_is_refused() -> None:
+    asked = pb.DecideRequest(own=pb.OwnRule(score="margin", threshold=0.5), boxes=pb.BoxScores(scores=[0.5]))
+    asked.size_bytes = MAX_SIZE_BYTES
+    assert asked_from(asked).size_bytes == MAX_SIZE_BYTES
+    asked.size_bytes += 1
+    with pytest.raises(MeshError, match="size_bytes") as caught:
+        asked_from(asked)
+    assert caught.value.reason is Reason.FIELD_INVALID
 
 
 def test_a_number_equal_to_the_threshold_is_easy_although_it_came_in_fewer_bits() -> None:

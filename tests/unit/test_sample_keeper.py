@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ from safetensors.numpy import load
 
 from edge.head.decided import TailSaid
 from edge.head.frame import Picture, Tensors
+from edge.head.samples import keeper as samples
 from splitmesh.errors import Reason
 from splitmesh.model.manifest import Manifest
 from splitmesh.routing.costs import NO_ANSWER
 from splitmesh.routing.gate import Why
 from splitmesh.samples.beside import Beside, folders_of
+from splitmesh.samples.kept import StoreLimits
 from splitmesh.tensor.spec import TensorSpec
 from tests.support.models import CUT, LABELS
-from tests.unit.kept_frames import AGREES, DIFFERS, counts, frame, keeper, kept, manifest, wire
+from tests.unit.kept_frames import AGREES, DIFFERS, Disk, counts, frame, keeper, kept, manifest, settings, wire
 from tests.unit.sample_records import picture, spread
 
 
@@ -148,3 +151,50 @@ async def test_a_head_that_keeps_nothing_touches_no_disk(tmp_path: Path) -> None
     keeping.audited(frame(2, why=Why.SURE), DIFFERS)
     await keeping.stop()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("frame_bytes", "picture_bytes"), [(128 << 20, 128 << 20), (1 << 20, 32 << 20)])
+def test_the_store_takes_every_picture_that_the_head_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame_bytes: int, picture_bytes: int
+) -> None:
+    made: list[StoreLimits] = []
+    monkeypatch.setattr(samples, "SampleStore", lambda _, limits: made.append(limits))
+    samples.SampleKeeper(settings(tmp_path, max_pixels=50_000_000, max_frame_bytes=frame_bytes))
+    (limits,) = made
+    assert (limits.max_pixels, limits.max_picture_bytes) == (50_000_000, picture_bytes)
+
+
+async def test_a_picture_larger_than_all_that_may_wait_waits_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MAX_WAITING_BYTES", len(picture(spread(1))) // 2)
+    disk = Disk(tmp_path / "samples")
+    keeping = keeper(tmp_path, disk)
+    disk.goes_on.clear()
+    await keeping.start()
+    keeping.decided(frame(1))
+    keeping.decided(frame(2))
+    disk.goes_on.set()
+    await keeping.stop()
+    assert [one.record.captured_at.minute for one in kept(tmp_path)] == [1]
+    assert counts(tmp_path).dropped == {"QUEUE_FULL": 1}
+
+
+async def test_what_fails_for_every_sample_is_logged_once_in_a_while_with_how_many_it_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Disk):
+        def add(self, *arguments: Any, **named: Any) -> Any:
+            raise KeyError("MPO")
+
+    keeping = keeper(tmp_path, Broken(tmp_path / "samples"))
+    for seconds, frames in ((1000.0, range(1, 6)), (0.0, range(6, 7))):
+        monkeypatch.setattr(samples, "TELL_S", seconds)
+        await keeping.start()
+        for n in frames:
+            keeping.decided(frame(n))
+        await keeping.stop()
+    told = [one.getMessage() for one in caplog.records if one.exc_info]
+    assert told == ["1 samples could not be kept; the last one", "5 samples could not be kept; the last one"]
+    assert counts(tmp_path).dropped == {"INTERNAL": 6}
+    caplog.clear()

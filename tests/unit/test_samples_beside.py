@@ -202,6 +202,27 @@ def test_what_an_owner_left_can_be_read_and_what_is_no_store_is_told(tmp_path: P
     assert reason_of(both.list) is Reason.SERVICE_UNAVAILABLE
 
 
+@pytest.mark.parametrize("statement", ["PRAGMA user_version", "PRAGMA journal_mode = WAL"])
+def test_a_folder_whose_owner_was_killed_before_it_had_tables_holds_no_samples(
+    tmp_path: Path, both: Beside, statement: str
+) -> None:
+    with SampleStore(folder(tmp_path, 2), ROOMY) as store:
+        kept = add(store, 1)
+    folder(tmp_path, 1).mkdir(parents=True)
+    unfilled = sqlite3.connect(folder(tmp_path, 1) / FILE)
+    unfilled.execute(statement)
+    unfilled.close()
+    assert [one.record for one in both.all()] == [kept]
+    assert both.with_history(kept.id)[0].record == kept
+    assert both.picture(kept.id) == picture(spread(1))
+    assert both.counts().records == 1
+    assert both.label_all({kept.id: "bad"}, "ana", NOW) == 1
+    assert reason_of(both.get, new_id(NOW, bytes(10))) is Reason.SAMPLE_NOT_FOUND
+    with SampleStore(folder(tmp_path, 1), ROOMY) as store:  # its owner comes again
+        add(store, 2)
+    assert both.counts().records == 2
+
+
 def test_one_process_sees_its_siblings_and_nobody_else(tmp_path: Path) -> None:
     for number in (1, 2):
         folder(tmp_path, number).mkdir(parents=True)

@@ -14,6 +14,7 @@ from splitmesh.compress.sample_files import find_pictures
 from splitmesh.errors import MeshError, Reason
 from splitmesh.samples.formats import COLUMNS, Exported, export_coco, export_folder
 from splitmesh.samples.kept import Added
+from splitmesh.samples.labelling import Index, labels_of
 from splitmesh.samples.record import SampleRecord
 from splitmesh.samples.store import SampleStore
 from tests.unit.sample_records import NOW, ROOMY, add, picture, sample, spread
@@ -141,18 +142,25 @@ def test_a_label_that_can_name_no_folder_is_refused(store: SampleStore, tmp_path
 def test_an_export_that_fails_leaves_nothing(store: SampleStore, tmp_path: Path, export: Any) -> None:
     def fails(sample_id: str) -> bytes:
         if sample_id == sample(3).id:
-            raise MeshError(Reason.DIGEST_MISMATCH, "damaged")
+            raise MeshError(Reason.SERVICE_UNAVAILABLE, "the disk is broken")
         return store.picture(sample_id)
 
-    with pytest.raises(MeshError, match="damaged"):
+    with pytest.raises(MeshError, match="broken"):
         export(records(store), fails, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @EXPORTS
-@pytest.mark.parametrize("reason", [Reason.SAMPLE_NOT_FOUND, Reason.ARTIFACT_NOT_FOUND])
-def test_a_picture_that_a_fuller_store_let_go_of_meanwhile_is_left_out(
-    store: SampleStore, tmp_path: Path, export: Any, reason: Reason
+@pytest.mark.parametrize(
+    ("reason", "lost"),
+    [
+        (Reason.SAMPLE_NOT_FOUND, (1, 0)),
+        (Reason.ARTIFACT_NOT_FOUND, (1, 0)),
+        (Reason.DIGEST_MISMATCH, (0, 1)),
+    ],
+)
+def test_a_picture_that_was_let_go_of_meanwhile_or_is_damaged_is_left_out(
+    store: SampleStore, tmp_path: Path, export: Any, reason: Reason, lost: tuple[int, int]
 ) -> None:
     def gone(sample_id: str) -> bytes:
         if sample_id == sample(3).id:
@@ -161,7 +169,7 @@ def test_a_picture_that_a_fuller_store_let_go_of_meanwhile_is_left_out(
 
     whole = export(records(store), store.picture, tmp_path / "whole")
     told = export(records(store), gone, tmp_path / "out")
-    assert (told.pictures, told.gone) == (whole.pictures - 1, 1)
+    assert (told.pictures, told.gone, told.damaged) == (whole.pictures - 1, *lost)
     pictures = {path.name for path in (tmp_path / "whole").rglob("*.png")}
     left = {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert pictures - left == {f"{store.get(sample(3).id).record.picture}.png"}
@@ -187,3 +195,39 @@ def test_a_folder_that_holds_something_is_not_touched(store: SampleStore, tmp_pa
 def test_of_no_samples_there_is_an_empty_export(tmp_path: Path, export: Any) -> None:
     assert export([], lambda _: b"", tmp_path / "out") == Exported(0, 0, 0)
     assert (tmp_path / "out").is_dir()
+
+
+@EXPORTS
+def test_the_folder_one_works_in_is_refused_by_name_and_one_below_it_is_not(
+    store: SampleStore, tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for folder in (Path(), here):
+        with pytest.raises(MeshError, match=str(here)) as error:
+            export(records(store), store.picture, folder)
+        assert error.value.reason is Reason.FIELD_INVALID
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+    export(records(store), store.picture, Path("out"))
+    assert (here / "out").is_dir()
+
+
+def test_no_cell_of_the_table_is_a_formula_and_labels_come_back_as_they_were(tmp_path: Path) -> None:
+    labels = ["=1+1", "-1", "+", "@x", "'=y"]
+    with SampleStore(tmp_path / "store", ROOMY) as made:
+        for n, label in enumerate(labels):
+            add(made, n, camera="=cmd|' /C calc'!A0", site="-lyon", tail_label=label)
+            made.label(sample(n).id, label, "ana", NOW)
+        out = tmp_path / "out"
+        export_folder(records(made), made.picture, out)
+        with (out / "labels.csv").open(newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row if cell]
+        assert "'=cmd|' /C calc'!A0" in cells
+        assert {cell[0] for cell in cells}.isdisjoint("=+-@\t")
+        given = {sample(n).id: label for n, label in enumerate(labels)}
+        assert labels_of(out, Index(records(made)), form="csv") == given
+    found = find_pictures(out, labels)
+    assert {one.label for one in found} == set(labels)
+    assert {one.group for one in found} == {"-lyon/=cmd|' /C calc'!A0/2025-03-04T10"}
+    assert all(one.path.is_file() for one in found)

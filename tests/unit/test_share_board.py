@@ -6,9 +6,11 @@ import math
 
 import pytest
 
+from edge.head.uplink.stream import AGAIN_S
 from services.router.shares.board import MAX_SITES, RETURN_S
-from services.router.shares.site import SETTLE_S
+from services.router.shares.site import LEFT_S, LOST_S, SETTLE_S
 from services.router.shares.stated import Place, Site
+from splitmesh.client.shares import BACKOFF_S
 from splitmesh.errors import MeshError, Reason
 from tests.unit.share_heads import INTERVAL_S, World, asks, in_force, load
 
@@ -111,7 +113,32 @@ async def test_the_winner_hears_only_after_the_loser_took_its_message_and_a_seco
     assert world.clock.now_s - taken_s < SETTLE_S + INTERVAL_S
 
 
-async def test_a_head_that_left_counts_for_a_second() -> None:
+@pytest.mark.parametrize(("took_its_leave", "counts_s"), [(True, LEFT_S), (False, LOST_S)])
+async def test_a_head_that_left_counts_for_a_second_and_one_that_was_lost_until_it_may_be_back(
+    took_its_leave: bool, counts_s: float
+) -> None:
+    world = World()
+    await world.state(bytes_per_s=BUDGET)
+    first, second = world.head("a"), world.head("b")
+    for head in (first, second):
+        head.ask(asks(per_s=100))
+    world.go(2.0)
+    first.member.leaving = took_its_leave
+    world.board.leave(first.member)
+    world.go(counts_s / 2)
+    second.ask(asks(per_s=100))
+    world.go(counts_s / 2 - 0.1)
+    assert second.bytes_per_s < 0.6 * BUDGET
+    world.go(0.2)
+    assert second.bytes_per_s == pytest.approx(BUDGET)
+
+
+def test_a_head_is_back_before_what_it_holds_is_given_to_others() -> None:
+    connects_s = 1.0
+    assert connects_s + BACKOFF_S[1] + AGAIN_S < min(LOST_S, RETURN_S)
+
+
+async def test_a_head_that_is_back_goes_on_with_what_it_holds_and_counts_once() -> None:
     world = World()
     await world.state(bytes_per_s=BUDGET)
     first, second = world.head("a"), world.head("b")
@@ -119,10 +146,15 @@ async def test_a_head_that_left_counts_for_a_second() -> None:
         head.ask(asks(per_s=100))
     world.go(2.0)
     world.board.leave(first.member)
-    world.go(0.9)
-    assert second.bytes_per_s < 0.6 * BUDGET
-    world.go(0.2)
-    assert second.bytes_per_s == pytest.approx(BUDGET)
+    world.heads.remove(first)
+    world.go(LOST_S / 2)
+    again = world.head("a")
+    again.ask(asks(per_s=100))
+    second.ask(asks(per_s=100))
+    world.go(0.1)
+    assert again.bytes_per_s == pytest.approx(BUDGET / 2, rel=0.01)
+    world.go(LOST_S)
+    assert in_force([again, second])[0] == pytest.approx(BUDGET, rel=0.01)
 
 
 async def test_a_silent_head_counts_with_its_last_word_and_after_ten_seconds_not_at_all() -> None:
@@ -212,7 +244,7 @@ async def test_a_site_without_budget_and_heads_is_forgotten() -> None:
     head = world.head(site="passing")
     world.go(0.1)
     world.board.leave(head.member)
-    world.go(2.0)
+    world.go(LOST_S + 1.0)
     assert world.board.shares() == []
 
 

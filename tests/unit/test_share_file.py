@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,47 @@ async def test_a_full_disk_is_told_of_and_costs_nothing_else(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         await keeper.stop()
     assert "not kept for a restart" in caplog.text
+
+
+class Slow(Counting):
+    """Writes once it may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    def write(self, grant: Grant) -> None:
+        self.begun.set()
+        self.goes_on.wait(20.0)
+        super().write(grant)
+
+
+async def test_a_stop_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = Slow(tmp_path / "share.json")
+    keeper = GrantKeeper(file, stop_s=0.01)
+    await keeper.start()
+    keeper.keep(GRANT)
+    assert await asyncio.to_thread(file.begun.wait, 20.0)
+    (thread,) = (one for one in threading.enumerate() if one.name == "grant")
+    with caplog.at_level(logging.ERROR):
+        await keeper.stop()
+    assert thread.is_alive()
+    assert thread.daemon
+    assert file.written == []
+    assert "does not answer" in caplog.text
+    file.goes_on.set()
+    await asyncio.to_thread(thread.join, 20.0)
+    caplog.clear()
+
+
+async def test_a_stop_while_the_last_grant_is_being_written_waits_until_it_is_kept(tmp_path: Path) -> None:
+    file = Slow(tmp_path / "share.json")
+    keeper = GrantKeeper(file, stop_s=20.0)
+    await keeper.start()
+    keeper.keep(GRANT)
+    assert await asyncio.to_thread(file.begun.wait, 20.0)
+    stopping = asyncio.create_task(keeper.stop())
+    await asyncio.sleep(0)
+    file.goes_on.set()
+    await stopping
+    assert file.read() == GRANT

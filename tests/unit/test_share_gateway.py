@@ -7,9 +7,11 @@ import math
 import pytest
 
 from services.router.shares.board import RETURN_S
-from services.router.shares.gateway import IDLE_S, MAX_APPLICATIONS
+from services.router.shares.gateway import IDLE_S, LARGEST_S, MAX_APPLICATIONS
+from services.router.shares.site import SETTLE_S
 from services.router.shares.stated import Site
 from splitmesh.errors import MeshError, Reason
+from splitmesh.routing.sharing import MAX_APPLICATIONS as MAX_DEMANDS
 from tests.unit.share_heads import World, asks
 
 BUDGET = 100_000.0
@@ -73,6 +75,45 @@ async def test_a_refusal_says_for_which_application_and_which_limit() -> None:
     why = world.board.refuses("line-4", "solder", 0.0, 90_000)
     assert why.startswith("solder: ")
     assert "100000 bytes/s of uplink" in why
+
+
+async def test_one_huge_sample_makes_room_for_a_while_and_not_for_good() -> None:
+    world = World()
+    await world.state(bytes_per_s=BUDGET)
+    world.board.refuses("line-4", "solder", 0.9, 50_000_000)
+    for _ in range(int(2 * LARGEST_S) + 1):
+        world.go(1.0, 0.25)
+        world.board.refuses("line-4", "solder", 0.9, SIZE)
+    burst = sum(not world.board.refuses("line-4", "solder", 1.0, SIZE) for _ in range(1000))
+    assert burst * SIZE <= BUDGET * SETTLE_S
+
+
+async def test_gateways_keep_to_their_part_of_the_tails_time_where_a_head_tells_how_long_a_sample_takes() -> None:
+    world = World()
+    await world.state(cloud_ms_per_s=500.0)
+    assert crossed(world, [0.5]) == [199]
+    world.head().ask(asks("solder", per_s=50, size=SIZE, ms=20.0, worth=0.5))
+    crossed(world, [0.5])  # until the gateways have given back what they do not need
+    (count,) = crossed(world, [0.5])
+    assert count * 20.0 <= 500.0 * 2.0
+    assert count > 10
+    refused = {world.board.refuses("line-4", "solder", 0.5, SIZE) for _ in range(50)}
+    assert any("20 ms do not fit now into the" in why for why in refused)
+
+
+async def test_a_gateways_application_counts_among_the_demands_of_its_site() -> None:
+    world = World()
+    await world.state(bytes_per_s=BUDGET)
+    head = world.head()
+    head.ask(*(asks(f"a{number}", per_s=1) for number in range(MAX_DEMANDS)))
+    with pytest.raises(MeshError) as refused:
+        world.board.refuses("line-4", "one-more", 0.5, SIZE)
+    assert refused.value.reason is Reason.QUEUE_FULL
+    world.go(1.0)
+    assert head.bytes_per_s == pytest.approx(BUDGET)
+    head.ask(*(asks(f"a{number}", per_s=1) for number in range(MAX_DEMANDS - 1)))
+    world.board.refuses("line-4", "one-more", 0.5, SIZE)
+    world.board.refuses("line-4", "one-more", 0.5, SIZE)
 
 
 async def test_a_sample_of_unknown_worth_counts_as_the_worthiest() -> None:

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.shares.ledger import Amount, Lease, next_amounts
-from services.router.shares.site import LEFT_S, Grant, Member
+from services.router.shares.site import LEFT_S, LOST_S, Grant, Member
 from services.router.shares.stated import Site
 from splitmesh.routing.sharing import Limits
 from tests.unit.share_heads import INTERVAL_S, World, asks
 
 BYTES, MS = 100_000.0, 500.0
 HEADS = 4
-OFTEN = {"wait": 30, "ask": 20, "pick": 30, "take": 30, "arrive": 10, "join": 10, "leave": 1}
+OFTEN = {"wait": 30, "ask": 20, "pick": 30, "take": 30, "arrive": 10, "join": 10, "leave": 1, "lose": 1}
 
 
 @dataclass
@@ -48,12 +48,13 @@ class Checked:
     def __init__(self, world: World) -> None:
         self.world = world
         self.heads: dict[int, Slow] = {}
-        self.left: list[tuple[float, Slow]] = []
+        self.left: dict[int, tuple[float, Slow]] = {}
+        """Until when what they were granted may be in force, by place."""
 
     def step(self, name: str, place: int, rate: float, worth: float) -> None:
         board, head = self.world.board, self.heads.get(place)
         if name == "join" and head is None:
-            self.heads[place] = Slow(board.join(f"mec-{place}", "line-4"))
+            self._join(place)
         elif head is None:
             return
         elif name == "ask":
@@ -64,12 +65,19 @@ class Checked:
             self._take(head)
         elif name == "arrive":
             head.arrive()
-        elif name == "leave":
+        elif name in ("leave", "lose"):
             del self.heads[place]
             self._take(head)
+            head.member.leaving = name == "leave"
             board.leave(head.member)
-            self.left.append((self.world.clock.now_s, head))
+            self.left[place] = self.world.clock.now_s + (LEFT_S if name == "leave" else LOST_S), head
         self.check()
+
+    def _join(self, place: int) -> None:
+        """One that is back has not forgotten what it was granted."""
+        head = self.heads[place] = Slow(self.world.board.join(f"mec-{place}", "line-4"))
+        if (left := self.left.pop(place, None)) is not None:
+            head.in_force, head.flying = left[1].in_force, left[1].flying
 
     def _take(self, head: Slow) -> None:
         if head.picked is not None:
@@ -82,15 +90,15 @@ class Checked:
         while self.world.clock.now_s < end_s:
             self.world.clock.now_s = min(end_s, self.world.clock.now_s + 0.05)
             now_s = self.world.clock.now_s
-            for head in (*self.heads.values(), *(one for _, one in self.left)):
+            for head in (*self.heads.values(), *(one for _, one in self.left.values())):
                 while head.flying and now_s >= head.flying[0][0] + INTERVAL_S:
                     head.arrive()
-            self.left = [(at, one) for at, one in self.left if now_s < at + LEFT_S]
+            self.left = {place: one for place, one in self.left.items() if now_s < one[0]}
             self.world.board.turn()
             self.check()
 
     def check(self) -> None:
-        everybody = [*self.heads.values(), *(one for _, one in self.left)]
+        everybody = [*self.heads.values(), *(one for _, one in self.left.values())]
         for name, limit in (("bytes_per_s", BYTES), ("cloud_ms_per_s", MS)):
             possible = [head.possible() for head in everybody]
             assert math.fsum(max(getattr(one, name) for one in ones) for ones in possible) <= limit
@@ -123,7 +131,11 @@ def test_whatever_happened_before_the_budget_is_all_given_away_when_things_calm_
             world.head(f"mec-{number}").ask(asks(per_s=100 * number))
             world.go(0.3)
         world.board.leave(world.heads.pop().member)
-        world.go(3.0)
+        for _ in range(2):
+            world.go(LOST_S / 2 + 1.0)
+            for number, head in enumerate(world.heads):
+                head.ask(asks(per_s=100 * number))
+        world.go(1.0)
         assert sum(head.bytes_per_s for head in world.heads) == pytest.approx(BYTES, rel=0.02)
         assert sum(head.cloud_ms_per_s for head in world.heads) == pytest.approx(MS, rel=0.02)
 

@@ -42,7 +42,9 @@ SAVED_S = 60.0
 RECORD_BYTES = 4096
 """That a record alone is taken to write."""
 TELL_S = 10.0
-"""Between two warnings of samples that were dropped."""
+"""Between two warnings of samples that were dropped, and between two tracebacks."""
+LEAST_PICTURE_BYTES = 32 << 20
+"""Pictures of so many bytes are kept, also where frames are smaller."""
 
 
 class SampleKeeper:
@@ -68,7 +70,12 @@ class SampleKeeper:
         self._settings = settings
         self._random = random
         self._reopen_s, self._stop_s = reopen_s, stop_s
-        limits = StoreLimits(max_bytes=settings.sample_max_bytes, max_records=settings.sample_max_records)
+        limits = StoreLimits(
+            max_bytes=settings.sample_max_bytes,
+            max_records=settings.sample_max_records,
+            max_picture_bytes=max(LEAST_PICTURE_BYTES, settings.max_frame_bytes),
+            max_pixels=settings.max_pixels,
+        )
         self._store = store or SampleStore(settings.data_dir / FOLDER, limits)
         self._burst_bytes = SAVED_S * settings.sample_bytes_per_s
         self._writing = Bucket(settings.sample_bytes_per_s, self._burst_bytes, time.monotonic())
@@ -83,6 +90,9 @@ class SampleKeeper:
         """Not in the log yet; the worker's."""
         self._stop_at: float | None = None
         self._told_at = -TELL_S
+        self._failed = 0
+        """Samples that could not be kept and whose traceback was not logged; the worker's."""
+        self._failed_at = -TELL_S
         self._thread: threading.Thread | None = None
 
     async def start(self) -> None:
@@ -129,7 +139,8 @@ class SampleKeeper:
         try:
             size = size_of(frame, features=features)
             # only the loop adds, so what fits now fits when it is noted
-            full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES
+            most = max(MAX_WAITING_BYTES, size)  # one that is larger by itself has to wait alone
+            full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > most
             if full or not self._may_write(kind, size):
                 self._count(Reason.QUEUE_FULL)
                 return
@@ -202,13 +213,20 @@ class SampleKeeper:
         except MeshError as error:
             self._count(error.reason)
         except Exception:
-            log.exception("a sample could not be kept")
+            self._log_failure()
             self._count(Reason.INTERNAL)
         finally:
             with self._changed:
                 self._waiting_bytes -= taken.size_bytes
         if not self._waiting or time.monotonic() - self._told_at >= TELL_S:
             self._tell()
+
+    def _log_failure(self) -> None:
+        """The exception that is handled, seldom: what fails for one picture mostly fails for the next one too."""
+        self._failed += 1
+        if time.monotonic() - self._failed_at >= TELL_S:
+            log.exception("%d samples could not be kept; the last one", self._failed)
+            self._failed, self._failed_at = 0, time.monotonic()
 
     def _tell(self) -> None:
         """Of what was dropped: into the store's counts, as far as they do not know, and to the log."""

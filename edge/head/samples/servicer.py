@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from edge.head.config import HeadSettings
+from edge.head.disk import DiskCalls
 from splitmesh.api.samples.v1 import samples_pb2 as pb
 from splitmesh.api.samples.v1 import samples_pb2_grpc
 from splitmesh.client.sample_messages import (
@@ -72,15 +72,14 @@ class SampleServicer(samples_pb2_grpc.SampleServiceServicer):
         self._now = now
         self._disk_s = disk_s
         self._idle_s = idle_s
-        self._threads = ThreadPoolExecutor(THREADS, "samples-served")
+        self._disk = DiskCalls(THREADS, "samples-served")
         self._contents = asyncio.Semaphore(CONTENTS_AT_ONCE)
 
     async def start(self) -> None:
         """Nothing to begin: folders are opened by each call."""
 
     async def stop(self) -> None:
-        """Lets the threads go."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Nothing to end: whoever waits for the disk is cancelled with its call."""
 
     async def ListSamples(self, request: pb.ListSamplesRequest, context: Any) -> pb.ListSamplesResponse:
         """Newest first."""
@@ -186,7 +185,7 @@ class SampleServicer(samples_pb2_grpc.SampleServiceServicer):
             )
         try:
             async with asyncio.timeout(self._disk_s):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                return await self._disk.do(work)
         except TimeoutError as error:
             raise MeshError(
                 Reason.DEADLINE_EXPIRED, f"the disk of the samples did not answer in {self._disk_s:g} s"

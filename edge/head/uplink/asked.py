@@ -16,6 +16,8 @@ MAX_PENDING = 4096
 """Hard samples between two looks; of more the newest count."""
 MEAN_WEIGHT = 0.1
 """Of a new size or time in the tail against the old one."""
+LEFT_WEIGHT = 0.05
+"""Of a sample's time for its answer against those before."""
 NEARLY = 1 + 1e-6
 GOLDEN = 0.6180339887498949
 """Multiples of it modulo 1 are spread as evenly as can be, in any stretch and in any regular pick of them (Weyl)."""
@@ -37,7 +39,9 @@ class Application:
         self.largest_bytes = 0.0
         """Of a sample."""
         self.mean_bytes = 0.0
-        self.asked_s = now_s
+        self.left_s = 0.0
+        """For which the tail's answer is of use, on average."""
+        self.asked_s = -math.inf
         """When it asked last."""
         self._histogram = Histogram(now_s, fading_s=FADING_S)
         self._pending: deque[tuple[float, int, float]] = deque(maxlen=MAX_PENDING)
@@ -47,8 +51,9 @@ class Application:
         self._asked_per_s = 0.0
         self._probe_s = -math.inf
 
-    def asks(self, worth: float, size_bytes: int, now_s: float) -> None:
-        """A hard sample."""
+    def asks(self, worth: float, size_bytes: int, now_s: float, left_s: float) -> None:
+        """A hard sample, whose answer is of use for ``left_s``."""
+        self.left_s += LEFT_WEIGHT * (left_s - self.left_s) if self.asked_s > -math.inf else left_s
         self._pending.append((worth, size_bytes, now_s))
         self.asked_s = now_s
         if size_bytes > self.largest_bytes:

@@ -75,7 +75,7 @@ class Budget:
     ) -> None:
         now_s = clock()
         self._loaded, self._clock = loaded, clock
-        self._in_time_ms = settings.default_deadline_ms - settings.answer_margin_ms
+        self._in_time_s = max(0.0, settings.default_deadline_ms - settings.answer_margin_ms) / 1e3
         self._uplink = UplinkShare(client, settings.node, settings.site, self.granted)
         self._keeper = GrantKeeper(ShareFile(settings.data_dir / "share.json", settings.site))
         self._grant: Grant | None = None
@@ -109,17 +109,18 @@ class Budget:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._keeper.stop()
 
-    def refuses(self, model: str, worth: float, size_bytes: int) -> str:
+    def refuses(self, model: str, worth: float, size_bytes: int, *, left_s: float | None = None) -> str:
         """Why a hard sample may not cross, in one sentence; empty: it may, and its bytes are taken.
 
         Args:
             model: the application, by name.
             worth: 0..1, what asking the tail is expected to gain; NaN: nobody knows, and it counts as 1.
             size_bytes: that would cross.
+            left_s: for which its answer is of use; None: as the head's default deadline has it.
         """
         now_s = self._clock()
         asking = self._applications.get(model) or self._application(model, now_s)
-        asking.asks(worth, size_bytes, now_s)
+        asking.asks(worth, size_bytes, now_s, self._in_time_s if left_s is None else left_s)
         self._asked_bytes += size_bytes
         self._audits_due = min(1.0, self._audits_due + AUDIT_DUE)
         if not self._bounds.open:
@@ -256,7 +257,7 @@ class Budget:
         for name, asking in self._applications.items():
             transfer_ms = asking.mean_bytes / goodput * 1e3 if goodput else 0.0
             expected_ms = load.backlog_ms + load.rtt_ms + transfer_ms + asking.cloud_ms
-            asking.deadline_ok = expected_ms <= self._in_time_ms
+            asking.deadline_ok = expected_ms <= asking.left_s * 1e3
             place = self._places.get(name)
             weights = {} if place is None else {"weight": place.weight, "min_share": place.min_share}
             demands.append(asking.demand(now_s, **weights))

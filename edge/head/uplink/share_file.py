@@ -10,8 +10,10 @@ import json
 import logging
 import math
 import os
+from functools import partial
 from pathlib import Path
 
+from edge.head.disk import DiskCalls
 from edge.head.uplink.stream import far
 from splitmesh.client.shares import ApplicationShare, Grant
 from splitmesh.errors import MeshError, Reason
@@ -24,6 +26,8 @@ MAX_BYTES = 1 << 20
 """Of the file."""
 EVERY_S = 1.0
 """Between two writes at least."""
+STOP_S = 2.0
+"""For what is not on the disk yet at a stop."""
 MOVED = 0.02
 """A limit that moved by less is not written again."""
 
@@ -104,28 +108,31 @@ class ShareFile:
 class GrantKeeper:
     """Writes the newest grant in a thread, seldom, and only where it says something new."""
 
-    def __init__(self, file: ShareFile, *, every_s: float = EVERY_S) -> None:
-        self._file, self._every_s = file, every_s
+    def __init__(self, file: ShareFile, *, every_s: float = EVERY_S, stop_s: float = STOP_S) -> None:
+        self._file, self._every_s, self._stop_s = file, every_s, stop_s
+        self._disk = DiskCalls(1, "grant")
         self._newest: Grant | None = None
         self._kept: Grant | None = None
         self._changed = asyncio.Event()
-        self._writing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> Grant | None:
         """What was kept; begins to keep what comes."""
-        self._kept = await asyncio.to_thread(self._file.read)
+        self._kept = await self._disk.do(self._file.read)
         self._task = asyncio.create_task(self._for_ever())
         return self._kept
 
     async def stop(self) -> None:
-        """Keep what is not kept yet."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            if self._writing is not None:
-                await asyncio.gather(self._writing, return_exceptions=True)
-            await self._write()
+        """Keep what is not kept yet, as far as the disk allows it in two seconds."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(self._stop_s):
+                await self._write()
+        except TimeoutError:
+            log.error("the disk of the grant does not answer: the newest one is not kept for a restart")
 
     def keep(self, grant: Grant) -> None:
         """In a while; of several the newest."""
@@ -144,11 +151,12 @@ class GrantKeeper:
             return
         self._changed.clear()
         grant = self._newest
-        # A thread cannot be cancelled: whoever stops this waits for it, and two never write at once.
-        self._writing = asyncio.create_task(asyncio.to_thread(self._file.write, grant))
         try:
-            await asyncio.shield(self._writing)
+            await self._disk.do(partial(self._file.write, grant))
             self._kept = grant
+        except asyncio.CancelledError:
+            self._changed.set()  # the write goes on, but nobody hears how it ends; the next one waits for it
+            raise
         except OSError as error:
             log.warning("the grant is in force but not kept for a restart: %s", error)
 

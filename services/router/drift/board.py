@@ -2,7 +2,7 @@
 
 A report is taken in at once and looked at soon after, in a thread, a thousand samples at a time and one version after another.
 What is found is stored, then holds, then is pushed: after a crash nothing holds that nobody knows, and nothing is forgotten that
-held. Knows no gRPC; the statistics are `drift_line.py`'s.
+held. Knows no gRPC; the statistics are `line.py`'s.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from services.router.drift.line import Line
 from services.router.drift.log import EventLog
 from services.router.drift.names import ClassNames, LabelsOf
 from services.router.drift.recalibrate import basis
+from services.router.drift.room import Room, Version
 from services.router.drift.saved import NOTHING, restored_inbox, restored_line, sums_of, with_line
 from services.router.drift.store import MAX_LINES, DriftStore, SavedLine
 from services.router.drift.teller import Changed, Teller
@@ -38,8 +39,6 @@ STEP_S = 10.0
 RETRY_S = 1.0
 STOP_S = 10.0
 """Longest that a stop looks at samples that wait, seconds."""
-
-Version = tuple[str, int]
 
 
 class DriftBoard:
@@ -77,6 +76,7 @@ class DriftBoard:
         self._saved: dict[Version, SavedLine] = {}
         self._found: dict[Version, list[DriftEvent]] = {}
         self._due: dict[Version, None] = {}
+        self._room = Room()
         self._unsaved: set[Version] = set()
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._step = asyncio.Lock()
@@ -108,14 +108,19 @@ class DriftBoard:
             await self._store.stop()
 
     async def saw(self, report: Report) -> None:
-        """A report that was not added before. Its samples are looked at soon; those that there is no room for are counted."""
-        version = (report.model, report.version)
+        """A report that was not added before. Its samples are looked at soon; those that there is no room for are counted.
+
+        Nothing is kept of a version that there is no room for.
+        """
+        version, now = (report.model, report.version), self._now()
+        full = version not in self._inboxes and len(self._inboxes) >= MAX_LINES
+        if full and not self._make_room(version, now):
+            return
         inbox = self._inboxes.setdefault(version, Inbox())
         self._inboxes.move_to_end(version)
-        inbox.take(report, self._now())
+        self._room.taken(version, now)
+        inbox.take(report, now)
         self._unsaved.add(version)
-        while len(self._inboxes) > MAX_LINES:
-            self._forget(next(iter(self._inboxes)))
         if len(inbox):
             self._due[version] = None
             self._idle.clear()
@@ -221,14 +226,16 @@ class DriftBoard:
             if line is None:
                 before = self._saved.pop(version, NOTHING)
                 line = self._lines[version] = restored_line(*version, goals, before, self._open_events(version))
+            self._unsaved.add(version)
             try:
                 self._found[version] = await asyncio.to_thread(line.fed, inbox.next(), goals, labels, self._now())
             except Exception:
                 log.exception("samples of %s v%d could not be looked at and are left out", *version)
                 self._found[version] = []
                 del self._lines[version]  # it may hold what will never be stored
-        if self._found[version]:
-            await self._keep(self._found[version])
+        # Where the disk was full, somebody may have resolved some of them meanwhile.
+        if changed := [event for event in self._found[version] if not self._is_over(event)]:
+            await self._keep(changed)
         del self._found[version]
         return not len(inbox)
 
@@ -241,6 +248,7 @@ class DriftBoard:
         await self._store.put(events, forget)
         before = self.overrides(*version)
         self._log.put(events, forget)
+        self._unsaved.add(version)
         if (line := self._lines.get(version)) is not None:
             line.adopt(events)
         if self.overrides(*version) != before:
@@ -253,12 +261,17 @@ class DriftBoard:
             if event.version == version[1] and event.state is not State.RESOLVED
         ]
 
-    def _forget(self, version: Version) -> None:
-        """What its watches have learned; its events go on holding."""
-        del self._inboxes[version]
-        for known in (self._lines, self._saved, self._found, self._due):
-            known.pop(version, None)
-        self._unsaved.discard(version)
+    def _is_over(self, event: DriftEvent) -> bool:
+        known = self._log.get(event.number)
+        return known is not None and known.state is State.RESOLVED
+
+    def _make_room(self, version: Version, now: datetime) -> bool:
+        """Forgets what the watches of a silent version have learned; its events go on holding."""
+        if (old := self._room.oldest(self._inboxes, self._due, version, now)) is None:
+            return False
+        for known in (self._inboxes, self._lines, self._saved):
+            known.pop(old, None)
+        return True
 
     async def _save(self) -> None:
         async with self._step:

@@ -110,6 +110,11 @@ class EaseChange:
         self._scattered(value)
         return self._judged() if state.suspected else None
 
+    @property
+    def usual(self) -> float | None:
+        """Mean before; None until it is learned."""
+        return self._state.reference if self._state.reference_n >= LEAST_REFERENCE else None
+
     def state(self) -> EaseState:
         """To be saved."""
         state, width = self._state, int(self._adwin.width)

@@ -19,6 +19,13 @@ MAX_EVENTS = 1_000
 """Of one model; resolved ones are forgotten first, the oldest first."""
 
 
+KIND_WORDS = {
+    Kind.EASE: "the mean ease",
+    Kind.UNUSUAL: "the share of unusual samples",
+    Kind.DISAGREEMENT: "by the audits, the share of samples that exit and disagree",
+}
+
+
 class State(StrEnum):
     """How far a drift has been dealt with."""
 
@@ -79,7 +86,7 @@ class DriftEvent:
     collected: int = 0
     """Samples since then."""
     needed: int = 0
-    """As many must be collected before a threshold is looked for."""
+    """About so many must be collected before a threshold is looked for, see ``recalibrate.needed``."""
     looks: int = 0
     """How often one was looked for."""
     looked_at: int = 0

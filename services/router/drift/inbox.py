@@ -40,8 +40,11 @@ class Inbox:
 
     def take(self, report: Report, now: datetime) -> None:
         """A report's samples and audits, as it came at ``now``."""
+        others = sum(not sight.audited for sight in report.sights)
+        stands_for = (others + report.sights_left_out) / max(1, others)  # heads tell every audit
         for sight in sorted(report.sights, key=lambda one: -one.age_ms):
-            self._waiting.append(Seen(now - timedelta(milliseconds=sight.age_ms), sight))
+            at = now - timedelta(milliseconds=sight.age_ms)
+            self._waiting.append(Seen(at, sight, 1.0 if sight.audited else stands_for))
         self.sights += len(report.sights)
         self.left_out += report.sights_left_out
         while len(self._waiting) > MAX_WAITING:

@@ -1,10 +1,8 @@
 """One version under watch: from what heads report of its samples to drifts, and from drifts to thresholds. No clock, no disk.
 
 Every sample is watched at three places: its camera and class, its camera, and over all; a drift is of the narrowest that tells
-it, but a camera's comes before those of its classes. Frames of one camera resemble each other for longer than ``changes.py``
-averages, so an ease is fed as the mean of ``BLOCK`` samples of a camera and class, over all as the mean of as many such means as
-there are places, or a drift of one place would be seen first where it is seen least; flags are fed one by one. What is promised
-is a share of all samples, and audits are of accepted ones alone: of the others, which cannot break it, as large a share is fed.
+it, but a camera's comes before those of its classes, and that of a camera's only class is the camera's. What each watch is fed is
+said in ``feed.py``.
 
 While a place is tightened its own watches see everything and say nothing, and the wider ones do not see it: what it has become is
 known there already. When it is let go, or another place is tightened, the watches that this changes begin anew.
@@ -15,22 +13,30 @@ What is found is returned, not kept: events count once they are stored (``adopt`
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from services.router.drift.events import EVERYWHERE, DriftEvent, Place, State
-from services.router.drift.recalibrate import Collected, basis, falls_short, is_due, kept, look_for, needed
-from services.router.drift.watches import Drift, Kind, Levels, Watches
+from services.router.drift.collected import Collected, unit_of
+from services.router.drift.events import EVERYWHERE, KIND_WORDS, DriftEvent, Place, State
+from services.router.drift.feed import Feed
+from services.router.drift.recalibrate import (
+    basis,
+    is_due,
+    kept,
+    kept_of_unit,
+    limits_of,
+    look_for,
+    needed,
+    waits_for,
+)
+from services.router.drift.watches import Drift, Levels
 from services.router.goals import Goals
 from services.router.store import Sight
+from splitmesh.errors import MeshError
+from splitmesh.routing.constraints import Constraint
 from splitmesh.routing.gate import ESCALATE_ALL
 
-BLOCK = 4
-"""Samples of a camera and class whose mean ease is one value of a watch."""
-MAX_WATCHES = 512
-"""Cameras with and without a class."""
 MAX_OPEN = 200
 """Places with an event that is not resolved; the next drift is one of all cameras and classes."""
 UNUSUAL_SHARE = 0.01
@@ -45,6 +51,8 @@ class Seen:
 
     at: datetime
     sight: Sight
+    stands_for: float = 1.0
+    """Samples, itself and those that its head had no room to tell; audits are all told."""
 
 
 class Line:
@@ -60,13 +68,13 @@ class Line:
         self.model, self.version = model, version
         self.basis, self._audit_share = basis(goals), goals.audit_share
         self.levels = _levels(goals)
-        self.watches = Watches(self.levels, max_watches=MAX_WATCHES)
+        self.feed = Feed(self.levels)
         self.open: dict[Place, DriftEvent] = {}
         """Events that are not resolved."""
         self.collected: dict[Place, Collected] = {}
         """Of the places that are tightened."""
-        self._blocks: OrderedDict[Place, tuple[int, float, float]] = OrderedDict()
-        self._wide = (0, 0.0)
+        self._room = kept(goals), kept_of_unit(goals)
+        self._estimates: dict[Place, tuple[int, int]] = {}
         self._changed: dict[int | Place, DriftEvent] = {}
 
     def fed(self, seen: Iterable[Seen], goals: Goals, labels: Sequence[str] | None, now: datetime) -> list[DriftEvent]:
@@ -100,20 +108,21 @@ class Line:
                 self._let_go(event.place)
                 del self.open[event.place]
             if event.state is State.TIGHTENED:
-                self.collected.setdefault(event.place, Collected())
+                self.collected.setdefault(event.place, Collected(*self._room))
 
     def now(self, event: DriftEvent) -> DriftEvent:
         """With what was collected until now."""
         collected = self.collected.get(event.place)
         if collected is None or event.state is not State.TIGHTENED:
             return event
-        return replace(event, collected=collected.seen)
+        _, needed_ = self._estimates.get(event.place, (0, event.needed))
+        return replace(event, collected=collected.seen, needed=needed_)
 
     def _new_goals(self, goals: Goals, stated: str, now: datetime) -> None:
         self.basis = stated
         self.levels = _levels(goals)
-        self.watches = Watches(self.levels, max_watches=MAX_WATCHES)
-        self._blocks.clear()
+        self.feed = Feed(self.levels)
+        self._room = kept(goals), kept_of_unit(goals)
         for place, event in self.open.items():
             why = f"{event.words()}: everything escalates since other goals were stated; samples are collected under these"
             self._put(
@@ -130,7 +139,8 @@ class Line:
                     basis=self.basis,
                 )
             )
-            self.collected[place] = Collected(kept(goals))
+            self.collected[place] = Collected(*self._room)
+            self._estimates.pop(place, None)
 
     def _tightened(self, place: Place) -> bool:
         event = self.open.get(place)
@@ -143,58 +153,25 @@ class Line:
             if self._tightened(place) and seen.at >= self.open[place].since:
                 strange = bool(sight.unusual) and goals.escalate_unusual is not False
                 collected = self.collected[place]
-                collected.keep(kept(goals))
-                collected.add(math.nan if strange else sight.ease, sight.exit_class, sight.tail_class, sight.exit)
+                collected.add(
+                    math.nan if strange else sight.ease,
+                    sight.exit_class,
+                    sight.tail_class,
+                    sight.exit,
+                    unit_of(sight.camera, seen.at.timestamp()),
+                )
 
     def _watched(self, seen: Seen) -> list[Drift]:
-        """Of the camera first, then of camera and class, then over all."""
-        sight, at = seen.sight, seen.at.timestamp()
-        own, camera = Place(sight.camera, sight.exit_class), Place(sight.camera)
-        ease, wrong = self._told(own, sight)
-        known = self._tightened(own)
-        wide = not (known or self._tightened(camera))
-        found = self.watches.saw(
-            sight.camera,
-            str(sight.exit_class),
-            ease=ease,
-            unusual=sight.unusual,
-            disagreed=wrong,
-            at=at,
-            over_all=wide,
-            eases_over_all=self._over_all(ease) if wide else (),
+        sight = seen.sight
+        known = self._tightened(Place(sight.camera, sight.exit_class))
+        return self.feed.saw(
+            sight,
+            seen.at.timestamp(),
+            audit_share=self._audit_share,
+            stands_for=seen.stands_for,
+            known=known,
+            wide=not (known or self._tightened(Place(sight.camera))),
         )
-        if sight.camera and not known:
-            by_camera = self.watches.saw(
-                sight.camera, "", ease=ease, unusual=sight.unusual, disagreed=wrong, at=at, over_all=False
-            )
-            found = [*by_camera, *found]
-        return sorted(found, key=lambda drift: (drift.camera is None, drift.label != ""))
-
-    def _over_all(self, ease: float | None) -> tuple[()] | tuple[float]:
-        """The mean of the blocks of all places, when there are as many as places."""
-        if ease is None:
-            return ()
-        n, total = self._wide[0] + 1, self._wide[1] + ease
-        full = n >= len(self._blocks)
-        self._wide = (0, 0.0) if full else (n, total)
-        return (total / n,) if full else ()
-
-    def _told(self, place: Place, sight: Sight) -> tuple[float | None, bool | None]:
-        """The mean ease of a block that is full now; and whether the promise was broken, where that is to be fed."""
-        n, total, escalated = self._blocks.pop(place, (0, 0.0, 0.0))
-        n, total = n + 1, total + (0.0 if math.isnan(sight.ease) else sight.ease)
-        wrong = None
-        if sight.audited and sight.tail_class is not None:
-            wrong = sight.tail_class != sight.exit_class
-        elif sight.tail_class is not None:
-            escalated += self._audit_share
-            if escalated >= 1:
-                escalated, wrong = escalated - 1, False
-        full = n == BLOCK
-        self._blocks[place] = (0, 0.0, escalated) if full else (n, total, escalated)
-        while len(self._blocks) > MAX_WATCHES:
-            self._blocks.popitem(last=False)
-        return total / BLOCK if full else None, wrong
 
     def _found(self, drift: Drift, labels: Sequence[str] | None, now: datetime) -> bool:
         """Whether it led to a new event."""
@@ -215,7 +192,7 @@ class Line:
     def _again(self, event: DriftEvent, drift: Drift) -> None:
         if drift.kind is event.kind:
             self._put(replace(event, now=drift.now, samples=drift.samples))
-        elif (also := f"; {_KINDS[drift.kind]} too") not in event.why:
+        elif (also := f"; {KIND_WORDS[drift.kind]} too") not in event.why:
             self._put(replace(event, why=event.why + also))
 
     def _tighten(self, place: Place, drift: Drift, labels: Sequence[str] | None, now: datetime) -> None:
@@ -237,13 +214,14 @@ class Line:
             since=now + SETTLING,
             basis=self.basis,
         )
-        what = f"{_KINDS[drift.kind]} went from {drift.before:.3g} to {drift.now:.3g} in {drift.samples} values"
+        what = f"{KIND_WORDS[drift.kind]} went from {drift.before:.3g} to {drift.now:.3g} in {drift.samples} values"
         event = replace(event, why=f"{event.words()}: {what}; everything escalates and is collected")
         before = self.open.get(place)
         if before is not None:
             self._put(before.resolved(f"{before.words()}: drifted again, a later event took over"))
         self._put(event)
-        self.collected[place] = Collected()
+        self.collected[place] = Collected(*self._room)
+        self._estimates.pop(place, None)
         for wider in place.wider:
             self._begin_anew(wider)
 
@@ -251,26 +229,44 @@ class Line:
         event, collected = self.open[place], self.collected[place]
         if event.state is not State.TIGHTENED:
             return
-        if event.needed != needed(goals, event.looks + 1):
-            self._put(replace(event, needed=needed(goals, event.looks + 1)))
-            event = self.open[place]
-        if not is_due(collected, goals, event.looks, event.looked_at):
-            if (short := falls_short(goals, event.looks + 1)) and short not in event.why:
-                self._put(replace(event, why=f"{event.words()}: {short}"))
+        try:
+            limits = limits_of(goals, labels, place)
+        except MeshError as error:
+            self._say(event, f"everything goes on escalating: {error.message}")
             return
-        look = look_for(collected.rows(), goals, labels, place, event.looks + 1)
+        if not is_due(collected, goals, limits, event.looks, event.looked_at):
+            self._wait(event, collected, goals, limits)
+            return
+        look = look_for(collected, goals, limits, event.looks + 1)
         event = replace(
             event,
             looks=event.looks + 1,
             looked_at=collected.seen,
             collected=collected.seen,
-            needed=needed(goals, event.looks + 2),
             why=f"{event.words()}: {look.why}",
         )
+        event = replace(event, needed=needed(goals, event.looks + 1, collected, limits, event.looked_at))
+        self._estimates[place] = collected.seen, event.needed
         if look.threshold is not None:
             event = replace(event, state=State.RECALIBRATED, threshold=look.threshold)
             self._let_go(place)
         self._put(event)
+
+    def _wait(self, event: DriftEvent, collected: Collected, goals: Goals, limits: Sequence[Constraint]) -> None:
+        """Says how long it may take: now and then, for samples are counted for it."""
+        before, _ = self._estimates.get(event.place, (-1, 0))
+        if collected.seen < 1.1 * before or collected.seen == before:
+            return
+        estimate = needed(goals, event.looks + 1, collected, limits, event.looked_at)
+        self._estimates[event.place] = collected.seen, estimate
+        if not event.needed:
+            self._put(replace(event, needed=estimate))
+        if what := waits_for(collected, goals, limits, event.looks + 1):
+            self._say(replace(self.open[event.place], needed=estimate), what)
+
+    def _say(self, event: DriftEvent, what: str) -> None:
+        if what not in event.why:
+            self._put(replace(event, why=f"{event.words()}: {what}"))
 
     def _put(self, event: DriftEvent) -> None:
         self._changed[event.number or event.place] = event
@@ -280,25 +276,19 @@ class Line:
     def _let_go(self, place: Place) -> None:
         """What is there is usual from now on, and what it is part of is watched with it."""
         self.collected.pop(place, None)
+        self._estimates.pop(place, None)
         if place == EVERYWHERE:
-            self.watches = Watches(self.levels, max_watches=MAX_WATCHES)
+            self.feed = Feed(self.levels)
             return
-        self.watches.begin_anew(place.camera, None if place.number is None else str(place.number))
+        self.feed.watches.begin_anew(place.camera, None if place.number is None else str(place.number))
         for wider in place.wider:
             self._begin_anew(wider)
 
     def _begin_anew(self, wider: Place) -> None:
         if wider.camera:
-            self.watches.begin_anew(wider.camera, "")
+            self.feed.watches.begin_anew(wider.camera, "")
         else:
-            self.watches.begin_anew()
-
-
-_KINDS = {
-    Kind.EASE: "the mean ease",
-    Kind.UNUSUAL: "the share of unusual samples",
-    Kind.DISAGREEMENT: "by the audits, the share of samples that exit and disagree",
-}
+            self.feed.watches.begin_anew()
 
 
 def _levels(goals: Goals) -> Levels:

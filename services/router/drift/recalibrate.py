@@ -2,12 +2,14 @@
 
 While a place is tightened everything there escalates, so the samples since then that the tail has answered are drawn from the new
 state whatever the exit thought of them. What ``splitmesh.routing.risk`` promises for calibration samples holds for them too, but
-only for samples of this place, as long as it stays as it is, and as far as the samples do not depend on each other: frames of one
-part count for less than they seem to. Samples without an answer of the tail (a full queue, a spent budget) are not missing by
-chance; they are taken for the worst that they could be.
+only for samples of this place and as long as it stays as it is. Frames in a row are not independent: those of a camera in the
+same seconds are one unit (``collected.py``), units are what is counted, and the promise is of a frame of a new unit. Samples
+without an answer of the tail (a full queue, a spent budget) are not missing by chance; they are taken for the worst that they
+could be.
 
 Looking again with more samples would cheat if every look might be wrong with delta: look k may with delta / (k (k + 1)), which
-over all looks is delta (a union bound).
+over all looks is delta (a union bound). So a look is taken only where each limit has as many units as it needs, and one that
+could test nothing is none. A threshold at which hardly anything exits is not settled for while more samples can be had.
 
 Only the exit that decided tells its ease, the last before the link while all escalate. A threshold holds for every exit as in a
 policy; where there are several the reason says which one it was measured at.
@@ -17,79 +19,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.router.class_limits import constraints_of
+from services.router.drift.collected import KEPT, KEPT_OF_UNIT, UNIT_S, UNKNOWN, Collected
 from services.router.drift.events import Place
 from services.router.goals import Goals
-from splitmesh.errors import MeshError, field_error
+from splitmesh.errors import field_error
 from splitmesh.routing.constraints import Classes, Constraint, FalseAlarm, Mask, Missed
 from splitmesh.routing.risk import choose, samples_needed
 
 LEAST = 200
 """Samples before a threshold is looked for, however few the goals need."""
-KEPT, MOST_KEPT = 2_000, 10_000
-"""Samples of a place that are kept, the newest; more only where the goals need more."""
+MOST_KEPT = 10_000
+"""Samples of a place that are kept where the goals need so many."""
 GROWTH = 1.25
 """The next look is taken when so many times the samples of the last have come."""
-UNKNOWN = 1 << 30
-"""Stands for the class of a sample that the tail has not answered; no class has this number."""
-
-_ROW = np.dtype([("ease", "<f8"), ("said", "<i4"), ("whole", "<i4"), ("exit", "<i4")])
-Rows = NDArray[np.void]
-
-
-class Collected:
-    """The newest samples of one place since it was tightened.
-
-    Args:
-        most: that are kept.
-    """
-
-    def __init__(self, most: int = KEPT) -> None:
-        self._rows: deque[tuple[float, int, int, int]] = deque(maxlen=most)
-        self.seen = 0
-        """Samples, also those that are no longer kept."""
-
-    def __len__(self) -> int:
-        """Samples that are kept."""
-        return len(self._rows)
-
-    def add(self, ease: float, said: int, whole: int | None, exit_: int) -> None:
-        """One sample: the exit's ease (NaN: it may not answer) and class, the tail's class if it has answered, and which exit."""
-        self._rows.append((ease, min(said, UNKNOWN - 1), UNKNOWN if whole is None else min(whole, UNKNOWN - 1), exit_))
-        self.seen += 1
-
-    def keep(self, most: int) -> None:
-        """From now on so many."""
-        if most != self._rows.maxlen:
-            self._rows = deque(self._rows, maxlen=most)
-
-    def rows(self) -> Rows:
-        """``[n]`` of ease, said, whole, exit; the oldest first."""
-        return np.array(list(self._rows), dtype=_ROW)
-
-    def to_bytes(self) -> bytes:
-        """To be saved."""
-        return np.array([self.seen], dtype="<i8").tobytes() + self.rows().tobytes()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, most: int = KEPT) -> Collected:
-        """As it was saved; FIELD_INVALID for what never was."""
-        if len(data) < 8 or (len(data) - 8) % _ROW.itemsize:
-            raise field_error("collected", f"has {len(data)} bytes, which is no number of samples")
-        found = cls(most)
-        rows = np.frombuffer(data, dtype=_ROW, offset=8)
-        if not (np.isnan(rows["ease"]) | ((rows["ease"] >= 0) & (rows["ease"] <= 1))).all() or (rows["said"] < 0).any():
-            raise field_error("collected", "has an ease outside 0..1 or a class below 0")
-        found._rows.extend(tuple(row) for row in rows.tolist())
-        found.seen = max(int(np.frombuffer(data, dtype="<i8", count=1)[0]), len(rows))
-        return found
+LEAST_COVERAGE = 0.2
+"""Share of the samples that must exit at a threshold, or more are collected before one is settled for, up to ``kept``."""
+MOST_NEEDED = 2**32 - 1
+"""What a message can say; no place sees as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,73 +92,130 @@ def delta_of(delta: float, look: int) -> float:
     return delta / (look * (look + 1))
 
 
-def needed(goals: Goals, look: int) -> int:
-    """Samples before look number ``look`` can find anything."""
-    return max(LEAST, samples_needed(goals.max_disagreement, delta_of(goals.delta, look)))
+def limits_of(goals: Goals, labels: Sequence[str] | None, place: Place) -> list[Constraint]:
+    """What a threshold of the place must keep. FIELD_INVALID where that cannot be tested: classes that are not known.
 
-
-def kept(goals: Goals) -> int:
-    """How many samples of a place to keep: limits of a class need samples of that class, which may be rare."""
-    return MOST_KEPT if goals.classes else min(MOST_KEPT, max(KEPT, 2 * needed(goals, 4)))
-
-
-def is_due(collected: Collected, goals: Goals, looks: int, looked_at: int) -> bool:
-    """Whether to look for a threshold now, after so many looks, the last at ``looked_at`` samples."""
-    return len(collected) >= needed(goals, looks + 1) and collected.seen >= GROWTH * looked_at
-
-
-def look_for(rows: Rows, goals: Goals, labels: Sequence[str] | None, place: Place, look: int) -> Look:
-    """A threshold for the place that keeps the goals, if the samples allow one.
-
-    Args:
-        rows: as ``Collected.rows`` gives them.
-        goals: in force.
-        labels: the version's classes; empty: they have no names; None: not known.
-        place: that the rows are of.
-        look: which one it is, from 1.
+    Without those that nothing of the place can break: of one class that the exit names there, it misses others alone.
     """
-    missing = int((rows["whole"] == UNKNOWN).sum())
-    try:
-        constraints = _constraints(goals, labels, place)
-    except MeshError as error:
-        return Look(None, f"everything goes on escalating: {error.message}")
-    choice = choose(
-        rows["ease"],
-        rows["said"].astype(np.int64),
-        rows["whole"].astype(np.int64),
-        [AtWorst(constraint) for constraint in constraints],
-        delta=delta_of(goals.delta, look),
-    )
-    notes = [f"{missing} of them without an answer of the tail and counted as wrong"] if missing else []
-    if len(rows) and (last := int(rows["exit"].max())) > 0:
-        notes.append(f"measured at exit {last}, the one before the link")
-    why = f"from {len(rows)} samples since the drift ({', '.join([f'look {look}', *notes])}): {choice.reason}"
-    why = why.replace("calibration samples", "of these samples")
-    return Look(choice.threshold if choice.accepted else None, why)
-
-
-def falls_short(goals: Goals, look: int) -> str:
-    """Why no number of samples that are kept can be enough; empty where it can."""
-    wanted, most = needed(goals, look), kept(goals)
-    if wanted <= most:
-        return ""
-    return f"{wanted} samples would be needed and {most} are kept: it escalates until somebody resolves it or states other goals"
-
-
-def _constraints(goals: Goals, labels: Sequence[str] | None, place: Place) -> list[Constraint]:
-    """Without those that nothing of the place can break: of one class that the exit names there, it misses others alone."""
     if goals.classes and labels is None:
         raise field_error("classes", "are limited by name, and the version's names are not known now")
     names = labels or tuple(_numbers(goals))
     found = constraints_of(goals, names)
-    if place.number is None:
-        return found
-    return [
-        one
-        for one in found
-        if not (isinstance(one, Missed) and one.label == place.number)
-        and not (isinstance(one, FalseAlarm) and one.label != place.number)
-    ]
+    if place.number is not None:
+        found = [
+            one
+            for one in found
+            if not (isinstance(one, Missed) and one.label == place.number)
+            and not (isinstance(one, FalseAlarm) and one.label != place.number)
+        ]
+    return [AtWorst(one) for one in found]
+
+
+def units_needed(goals: Goals, look: int, limits: Sequence[Constraint] = ()) -> int:
+    """Units before look number ``look`` can find anything, of the limit that needs most."""
+    delta = delta_of(goals.delta, look)
+    return max(samples_needed(limit, delta) for limit in (goals.max_disagreement, *(one.limit for one in limits)))
+
+
+def needed(
+    goals: Goals,
+    look: int,
+    collected: Collected | None = None,
+    limits: Sequence[Constraint] = (),
+    looked_at: int = 0,
+) -> int:
+    """About so many samples before look number ``look`` is taken, by how many of those collected make a unit of each limit.
+
+    Where none does yet: as many as are needed even if each is a unit of its own. ``looked_at``: samples at the last look.
+    """
+    least = max(LEAST, units_needed(goals, look, limits), math.ceil(GROWTH * looked_at))
+    if collected is not None and collected.units:
+        delta, about = delta_of(goals.delta, look), _units_about(collected, limits)
+        each = [samples_needed(one.limit, delta) / n for one, n in zip(limits, about, strict=True) if n]
+        least = max([least, *(math.ceil(min(MOST_NEEDED, share * collected.seen)) for share in each)])
+    return min(MOST_NEEDED, least)
+
+
+def kept(goals: Goals) -> int:
+    """How many samples of a place to keep: limits of a class need samples of that class, which may be rare."""
+    return MOST_KEPT if goals.classes else min(MOST_KEPT, max(KEPT, 2 * KEPT_OF_UNIT * _units_stated(goals)))
+
+
+def kept_of_unit(goals: Goals) -> int:
+    """How many samples of one unit to keep: fewer where the goals need many units."""
+    return min(KEPT_OF_UNIT, max(1, MOST_KEPT // (2 * _units_stated(goals))))
+
+
+def is_due(collected: Collected, goals: Goals, limits: Sequence[Constraint], looks: int, looked_at: int) -> bool:
+    """Whether to look for a threshold now, after so many looks, the last at ``looked_at`` samples: each limit has its units."""
+    if collected.seen < max(LEAST, GROWTH * looked_at, collected.not_before):
+        return False
+    delta = delta_of(goals.delta, looks + 1)
+    wanted = [samples_needed(one.limit, delta) for one in limits]
+    lacking = max([0, *wanted]) - collected.units
+    if lacking <= 0:
+        lacking = max(n - has for n, has in zip(wanted, _units_about(collected, limits), strict=True))
+    # A sample is of one unit, so as many more must come; until then there is nothing to count.
+    collected.not_before = collected.seen + max(0, lacking)
+    return lacking <= 0
+
+
+def look_for(collected: Collected, goals: Goals, limits: Sequence[Constraint], look: int) -> Look:
+    """A threshold that keeps the limits, if the samples allow one.
+
+    Args:
+        collected: of the place.
+        goals: in force.
+        limits: of the place.
+        look: which one it is, from 1.
+    """
+    rows = collected.rows()
+    missing = int((rows["whole"] == UNKNOWN).sum())
+    choice = choose(
+        rows["ease"],
+        rows["said"].astype(np.int64),
+        rows["whole"].astype(np.int64),
+        limits,
+        delta=delta_of(goals.delta, look),
+        groups=rows["unit"],
+        seed=look,
+    )
+    notes = [f"{missing} of them without an answer of the tail and counted as wrong"] if missing else []
+    if len(rows) and (last := int(rows["exit"].max())) > 0:
+        notes.append(f"measured at exit {last}, the one before the link")
+    units = f"{collected.units} units, each {UNIT_S:g} s of one camera"
+    why = f"from {len(rows)} samples since the drift ({', '.join([units, f'look {look}', *notes])}): {choice.reason}"
+    why = why.replace("calibration samples", "of these samples")
+    if choice.accepted and choice.coverage < LEAST_COVERAGE and not collected.full:
+        waits = f"everything goes on escalating until {LEAST_COVERAGE:.0%} exit or {kept(goals)} samples are kept"
+        return Look(None, f"{why}; {waits}")
+    return Look(choice.threshold if choice.accepted else None, why)
+
+
+def waits_for(collected: Collected, goals: Goals, limits: Sequence[Constraint], look: int) -> str:
+    """What samples are waited for but those of any class, or why those that are kept cannot be enough; empty: for neither."""
+    delta, room = delta_of(goals.delta, look), kept(goals) // kept_of_unit(goals)
+    for one, has in zip(limits, _units_about(collected, limits), strict=True):
+        wanted, (about, _) = samples_needed(one.limit, delta), one.words()
+        units = f"{wanted} units of samples{about}, each {UNIT_S:g} s of one camera,"
+        if wanted > (has if collected.full else room):
+            return f"{units} would be needed and fewer are kept: it escalates until somebody resolves it or states other goals"
+        if about and wanted > has:
+            return f"everything goes on escalating until {units} are collected; there are {has}"
+    return ""
+
+
+def _units_about(collected: Collected, limits: Sequence[Constraint]) -> list[int]:
+    """Of each limit: units with a sample that it is about."""
+    rows = collected.rows()
+    said, whole = rows["said"].astype(np.int64)[:, None], rows["whole"].astype(np.int64)
+    return [len(np.unique(rows["unit"][one.judge(said, whole)[0]])) for one in limits]
+
+
+def _units_stated(goals: Goals) -> int:
+    """For a few looks, by the strictest limit that is stated."""
+    of_classes = (share for one in goals.classes for share in (one.max_missed, one.max_false_alarms) if share)
+    return samples_needed(min([goals.max_disagreement, *of_classes]), delta_of(goals.delta, 4))
 
 
 def _numbers(goals: Goals) -> list[str]:

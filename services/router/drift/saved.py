@@ -6,10 +6,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
+from services.router.drift.collected import Collected
 from services.router.drift.events import DriftEvent, State
+from services.router.drift.feed import MAX_WATCHES
 from services.router.drift.inbox import Inbox, audits_to
-from services.router.drift.line import MAX_WATCHES, Line
-from services.router.drift.recalibrate import Collected, kept
+from services.router.drift.line import Line
+from services.router.drift.recalibrate import kept, kept_of_unit
 from services.router.drift.store import SavedLine
 from services.router.drift.watches import Watches
 from services.router.goals import Goals
@@ -28,7 +30,7 @@ def sums_of(inbox: Inbox, before: SavedLine) -> SavedLine:
 def with_line(sums: SavedLine, line: Line) -> SavedLine:
     """And with what its watches have learned. The line must not change meanwhile."""
     collected = {line.open[place].number: found.to_bytes() for place, found in line.collected.items()}
-    return replace(sums, watches=line.watches.to_json(), basis=line.basis, collected=collected)
+    return replace(sums, watches=line.feed.watches.to_json(), basis=line.basis, collected=collected)
 
 
 def restored_inbox(saved_: SavedLine) -> Inbox:
@@ -56,10 +58,12 @@ def restored_line(model: str, version: int, goals: Goals, saved_: SavedLine, eve
     if saved_.basis != line.basis:
         return line
     try:
-        line.watches = Watches.from_json(saved_.watches, line.levels, max_watches=MAX_WATCHES)
+        line.feed.watches = Watches.from_json(saved_.watches, line.levels, max_watches=MAX_WATCHES)
         for place, event in line.open.items():
             if event.state is State.TIGHTENED and event.number in saved_.collected:
-                line.collected[place] = Collected.from_bytes(saved_.collected[event.number], kept(goals))
+                line.collected[place] = Collected.from_bytes(
+                    saved_.collected[event.number], kept(goals), kept_of_unit(goals)
+                )
     except MeshError as error:
         log.warning("watches of %s v%d begin anew: %s", model, version, error)
     return line

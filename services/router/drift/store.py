@@ -12,7 +12,7 @@ from typing import Protocol
 
 from services.router.drift.events import DriftEvent
 
-MAX_LINES = 64
+MAX_LINES = 256
 """Versions of which it is remembered what their watches have learned: those saved last."""
 
 

@@ -16,9 +16,9 @@ Changed = Callable[[str, int], Awaitable[None]]
 TELL_S = 10.0
 """Longest that one who is told may take, seconds."""
 BACKOFF_S = (0.1, 5.0)
-TRIES = 20
-"""Then it is left to who asks for a policy next: the overrides hold all the same."""
+"""First and largest wait before it is told again."""
 PERMANENT = frozenset({Reason.MODEL_NOT_FOUND, Reason.VERSION_NOT_FOUND, Reason.FIELD_INVALID})
+"""Nobody can be told of such a version: waiting does not heal that, anything else is tried again for ever."""
 
 
 class Teller:
@@ -35,8 +35,7 @@ class Teller:
         if place in self._tasks:
             self._again.add(place)
             return
-        task = self._tasks[place] = asyncio.create_task(self._tell(place))
-        task.add_done_callback(lambda _: self._tasks.pop(place, None))
+        self._tasks[place] = asyncio.create_task(self._tell(place))
 
     async def told(self, model: str, version: int) -> None:
         """Returns when nothing of the version is left to tell, after ``TELL_S`` seconds at the latest."""
@@ -51,23 +50,28 @@ class Teller:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _tell(self, place: tuple[str, int]) -> None:
-        wait_s, tries = BACKOFF_S[0], 0
+        wait_s, level = BACKOFF_S[0], logging.WARNING
         while True:
             self._again.discard(place)
-            try:
-                async with asyncio.timeout(TELL_S):
-                    await self._changed(*place)
-                if place not in self._again:
-                    return
-                continue
-            except (MeshError, TimeoutError) as error:
-                tries += 1
-                permanent = isinstance(error, MeshError) and error.reason in PERMANENT
-                log.warning("the policy of %s v%d is not pushed%s: %s", *place, "" if permanent else " yet", error)
-                if permanent or tries >= TRIES:
-                    return
-            except Exception:
-                log.exception("the policy of %s v%d is not pushed", *place)
+            done = await self._try(place, level)
+            if done and place not in self._again:
+                del self._tasks[place]  # here and not in a callback, before which one more may be told
                 return
+            if done:
+                continue
             await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, BACKOFF_S[1])
+            wait_s, level = min(2 * wait_s, BACKOFF_S[1]), logging.INFO
+
+    async def _try(self, place: tuple[str, int], level: int) -> bool:
+        """Whether nothing more can be done."""
+        try:
+            async with asyncio.timeout(TELL_S):
+                await self._changed(*place)
+        except (MeshError, TimeoutError) as error:
+            permanent = isinstance(error, MeshError) and error.reason in PERMANENT
+            log.log(level, "the policy of %s v%d is not pushed%s: %s", *place, "" if permanent else " yet", error)
+            return permanent
+        except Exception:
+            log.log(level, "the policy of %s v%d is not pushed yet", *place, exc_info=True)
+            return False
+        return True

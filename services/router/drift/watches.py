@@ -5,7 +5,8 @@ audited. Knows no gRPC, no policy and no clock; what a drift leads to is decided
 a model: another exit has other eases.
 
 An ease that is undefined counts as 0, for such a sample escalates as the hardest do. A watch learns what is usual from its
-first samples (``changes.LEAST_REFERENCE``) and says nothing of ease until then; the levels of the flags come from calibration.
+first samples (``changes.LEAST_REFERENCE``) and says nothing of ease until then (``usual``); the levels of the flags come from
+calibration. Which watch is fed what, is the caller's business (``line.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from services.router.drift.changes import BLOCK, ODDS, Change, EaseChange, EaseState, FlagChange, FlagState, Number
+from services.router.drift.changes import (
+    BLOCK,
+    ODDS,
+    Change,
+    EaseChange,
+    EaseState,
+    FlagChange,
+    FlagState,
+    Number,
+)
 from splitmesh.errors import field_error
 
 MAX_STATE_BYTES = 16 * 1024 * 1024
@@ -86,7 +96,8 @@ class _State:
     forgotten: int
     watches: list[_WatchState]
     """That over all first, then the one that was longest without a sample."""
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
+    """1 held eases where wide watches hold distances from what is usual."""
 
 
 _STATE = TypeAdapter(_State)
@@ -171,6 +182,18 @@ class Watches:
         wide = self._all.saw(next(iter(wide_eases), None), unusual, disagreed) if over_all else []
         own = self._of(camera, label).saw(ease, unusual, disagreed)
         return [_drift(None, None, *found, at) for found in wide] + [_drift(camera, label, *found, at) for found in own]
+
+    def usual(self, camera: str, label: str) -> float | None:
+        """Mean ease of a camera and class, as far as it is known; None before there are enough samples."""
+        watch = self._watches.get((camera, label))
+        return None if watch is None else watch.ease.usual
+
+    def usual_of(self, camera: str | None) -> dict[tuple[str, str], float]:
+        """The same of every class of a camera, or of all cameras, where it is known."""
+        means = {
+            place: watch.ease.usual for place, watch in self._watches.items() if place[1] and camera in (None, place[0])
+        }
+        return {place: mean for place, mean in means.items() if mean is not None}
 
     def begin_anew(self, camera: str | None = None, label: str | None = None) -> None:
         """What was usual of it is forgotten: of a camera and class, of all watches of a camera, or of the one over all."""

@@ -1,9 +1,10 @@
 """Shares the uplink and the tails' time of each site among its heads: who is there, when a site is shared out, what is stated.
 
 A site is shared out anew when something changed, at once after a quiet time and then at most every interval; a head that is slow
-hears of the newest grant only. The sum of what may be in force never exceeds what was stated (``share_ledger.py``), as long as a
-head that lost its stream stops within a second. After a start, the heads that the router before knew come back before anybody is
-told anything. Knows no gRPC; what a site does in its turn is in ``share_site.py``.
+hears of the newest grant only. The sum of what may be in force never exceeds what was stated (``ledger.py``), as long as a head
+that lost its stream is back within ``LOST_S``, or has stopped: one that is cut off from the router alone for longer keeps to its
+last grant, which others have got by then, and the site may be above its budget by that. After a start, the heads that the router
+before knew come back before anybody is told anything. Knows no gRPC; what a site does in its turn is in ``site.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 
-from services.router.shares.site import LiveSite, Member, SiteNow
+from services.router.shares.site import LOST_S, LiveSite, Member, SiteNow
 from services.router.shares.stated import Site, application_from, site_from
 from services.router.store import Load, RouterStore
 from splitmesh.errors import MeshError, Reason
@@ -24,8 +25,9 @@ log = logging.getLogger(__name__)
 
 MAX_SITES = 1000
 """Budgets kept."""
-RETURN_S = 2.0
-"""After a start, so long the heads of stated sites have to come back: they hold grants that this router does not know."""
+RETURN_S = LOST_S
+"""After a start, so long the heads of stated sites have to come back: they hold grants that this router does not know, and are no
+quicker than after a broken stream."""
 REST = 4.0
 """Times what one round over the sites took: pause before the next one."""
 
@@ -92,8 +94,10 @@ class ShareBoard:
     def refuses(self, site: str, application: str, worth: float, size_bytes: int) -> str:
         """Whether a hard sample of a gateway without a stream may cross: empty, or one sentence why not.
 
-        Its bytes are counted against the site's budget. A site without budget and heads refuses nothing. MeshError
-        FIELD_INVALID for impossible names and sizes, QUEUE_FULL for too many applications.
+        Its bytes are counted against the site's budget, and its time at the tails where a head of the site has the same
+        application and so tells how long it takes; of others it is not known. A site without budget and heads refuses
+        nothing. MeshError
+        FIELD_INVALID for impossible names and sizes, QUEUE_FULL for too many applications of gateways or demands of the site.
         """
         site_from("site", site), application_from("application", application)
         live = self._sites.get(site)
@@ -123,7 +127,7 @@ class ShareBoard:
         self._news.set()
 
     def leave(self, member: Member) -> None:
-        """Its stream ended."""
+        """Its stream ended; unless its head took its leave, it may be back soon."""
         if (live := self._sites.get(member.site)) is not None:
             live.leave(member, self._clock())
             self._news.set()

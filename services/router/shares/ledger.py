@@ -90,6 +90,10 @@ class Lease:
         self.ended_s = until_s
         self._withdraw()
 
+    def go_on(self) -> None:
+        """The head is back, and what may be in force there still is."""
+        self.ended_s = math.inf
+
     def held(self, now_s: float) -> Amount:
         """At most so much is in force, or on its way."""
         if now_s >= self.ended_s:

@@ -28,7 +28,10 @@ COUNTED_S = 10.0
 SETTLE_S = 1.0
 """After a head took a lower grant, until others get what it gave back: no second shall hold both."""
 LEFT_S = 1.0
-"""So long after its stream ended a head may still use what it was granted."""
+"""So long a head that took its leave may still use what it was granted."""
+LOST_S = 8.0
+"""So long a head does whose stream broke: it keeps to its last grant, and may be back with it. Longer than the slowest way back:
+a second until its channel connects, one until its stream is tried again, five after an error that its client gives up at."""
 SAME = 0.01
 """A grant that differs by less, as a share, is not told."""
 
@@ -67,6 +70,8 @@ class Member:
         self.lease = Lease(settle_s)
         self.woken = asyncio.Event()
         """Set when there is something to send."""
+        self.leaving = False
+        """Its head said that it goes; a stream that ends otherwise is lost."""
         self.last: Grant | None = None
         self._waiting: Grant | None = None
 
@@ -104,10 +109,10 @@ class LiveSite:
         self._interval_s, self._max_backlog_ms, self._opens_s = interval_s, max_backlog_ms, opens_s
         self._capacity = Capacity(max_backlog_ms, now_s)
         self._backlog_ms, self._load_heard = 0.0, False
-        self._gone: list[Lease] = []
+        self._gone: list[Member] = []
         self._division: Division | None = None
         self._cloud_ms: dict[str, float] = {}
-        """Of a sample, by application, as some head sees it; gateways do not know."""
+        """Of a sample, by application, as some head sees it; gateways do not know theirs."""
         self._dirty = True
         self._last_s = -math.inf
         self._numbers = count(1)
@@ -117,44 +122,45 @@ class LiveSite:
         self._stated, self.stated_by_someone, self._dirty = stated, True, True
 
     def join(self, node: str, now_s: float) -> Member:
-        """A stream opened."""
+        """A stream opened. A head that is back goes on with what it holds: it counts once."""
         member = Member(next(self._numbers), node, self._stated.name, SETTLE_S, now_s)
+        back = next((one for one in self._gone if one.node == node and now_s < one.lease.ended_s), None)
+        if back is not None:
+            self._gone.remove(back)
+            member.lease = back.lease
+            member.lease.go_on()
         self.members[member.number] = member
         self._dirty = True
         return member
 
     def hear(self, member: Member, demands: tuple[Demand, ...], load: Load | None, now_s: float) -> None:
         """A head's word. MeshError QUEUE_FULL when the site's demands are too many to be shared out."""
-        others = sum(len(one.demands) for one in self.members.values()) - len(member.demands)
-        places = MAX_APPLICATIONS - others - (len(self.gateway.applications) if self.gateway else 0)
-        if len(demands) > places:
-            raise MeshError(
-                Reason.QUEUE_FULL,
-                f"site {self._stated.name} shares {MAX_APPLICATIONS} demands of its heads at most, and has room for {places}",
-                retry_after_s=5.0,
-            )
+        self._require_places(len(demands), self._places() + len(member.demands))
         member.demands, member.load, member.heard_s = demands, load, now_s
         self._dirty = self._load_heard = True
 
     def leave(self, member: Member, now_s: float) -> None:
         """Its stream ended."""
         if self.members.pop(member.number, None) is not None:
-            member.lease.end(now_s + LEFT_S)
-            self._gone.append(member.lease)
+            member.lease.end(now_s + (LEFT_S if member.leaving else LOST_S))
+            self._gone.append(member)
             self._dirty = True
 
     def refuses(self, application: str, worth: float, size_bytes: int, now_s: float) -> str:
         """Whether a gateway's hard sample may cross: empty, or why not. MeshError QUEUE_FULL for too many applications."""
         new = self.gateway is None
+        if self.gateway is None or application not in self.gateway.applications:
+            self._require_places(1, self._places())
         if self.gateway is None:
             self.gateway = Gateway(SETTLE_S, now_s)
-        self.gateway.saw(application, worth, size_bytes, self._cloud_ms.get(application, 0.0), now_s)
+        cloud_ms = self._cloud_ms.get(application, 0.0)
+        self.gateway.saw(application, worth, size_bytes, cloud_ms, now_s)
         self._dirty = True
         if new and now_s >= self._opens_s:
             self.turn(now_s)
         if self._division is None:
             return f"the router has just started, and site {self._stated.name} has not been shared out yet"
-        return self.gateway.refuses(self._stated.place(application), worth, size_bytes, self._division, now_s)
+        return self.gateway.refuses(self._stated.place(application), worth, size_bytes, cloud_ms, self._division, now_s)
 
     def idle(self) -> bool:
         """Nothing would be lost with it."""
@@ -163,8 +169,7 @@ class LiveSite:
     def due_s(self) -> float:
         """When its next turn is; infinite: not before there is news."""
         regular = self._last_s + self._interval_s if self._dirty or self._capped() else math.inf
-        leases = [member.lease for member in self.members.values()]
-        changes = [lease.settles_s() for lease in (*leases, *self._gone)]
+        changes = [member.lease.settles_s() for member in (*self.members.values(), *self._gone)]
         silent = [
             member.heard_s + COUNTED_S for member in self.members.values() if member.heard_s + COUNTED_S > self._last_s
         ]
@@ -173,7 +178,7 @@ class LiveSite:
 
     def turn(self, now_s: float) -> None:
         """Share out anew, and tell what changed."""
-        self._gone = [lease for lease in self._gone if lease.ended_s > now_s]
+        self._gone = [member for member in self._gone if member.lease.ended_s > now_s]
         if self.gateway and self.gateway.idle_s() <= now_s:
             self.gateway = None
         self._watch_tails(now_s)
@@ -186,7 +191,8 @@ class LiveSite:
         if self.gateway:
             leases[NODE[0]] = self.gateway.lease
         wanted = {number: self._division.wanted.get(number, Amount()) for number in leases}
-        told = next_amounts(wanted, leases, self._gone, self._division.limits, now_s)
+        gone = [member.lease for member in self._gone]
+        told = next_amounts(wanted, leases, gone, self._division.limits, now_s)
         for number, amount in told.items():
             self._tell(number, amount, len(told), now_s)
 
@@ -196,6 +202,16 @@ class LiveSite:
         usable, why = self._usable(now_s)
         prices = division.prices if division else (0.0, 0.0)
         return SiteNow(self._stated, usable, *prices, shares=division.live if division else (), why=why)
+
+    def _places(self) -> int:
+        """For more demands, of heads and gateways alike."""
+        taken = sum(len(one.demands) for one in self.members.values())
+        return MAX_APPLICATIONS - taken - (len(self.gateway.applications) if self.gateway else 0)
+
+    def _require_places(self, wanted: int, places: int) -> None:
+        if wanted > places:
+            detail = f"site {self._stated.name} shares {MAX_APPLICATIONS} demands at most, and has room for {places}"
+            raise MeshError(Reason.QUEUE_FULL, detail, retry_after_s=5.0)
 
     def _tell(self, number: int, amount: Amount, sharing: int, now_s: float) -> None:
         if self.gateway and number == NODE[0]:

@@ -81,11 +81,14 @@ async def _answers(
 
 
 async def _read(board: ShareBoard, member: Member, requests: AsyncIterator[pb.ShareUplinkRequest]) -> None:
-    """Until the head has no more to say, or says nothing for long."""
+    """Until the head takes its leave, or its side ends without that, which a broken stream does too, or is silent for long."""
     while True:
         try:
             request = await asyncio.wait_for(anext(requests), SILENT_S)
         except (StopAsyncIteration, TimeoutError):
+            return
+        if request.leaving:
+            member.leaving = True
             return
         board.hear(member, *_heard(request))
 

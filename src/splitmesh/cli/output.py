@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -51,13 +52,13 @@ def how_to_install(extra: str) -> str:
 
 
 def show_json(value: object) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, default=_plain, indent=2))
+    """One JSON document on standard output; a number that is not finite is null."""
+    print(json.dumps(_plain(value), allow_nan=False, indent=2))
 
 
 def show_line(value: object) -> None:
-    """One JSON line on standard output."""
-    print(json.dumps(value, default=_plain), flush=True)
+    """One JSON line on standard output, as :func:`show_json`."""
+    print(json.dumps(_plain(value), allow_nan=False), flush=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -86,13 +87,22 @@ def _cell(value: object) -> str:
 
 
 def _plain(value: object) -> object:
+    """What JSON knows, all the way down."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
     if is_dataclass(value) and not isinstance(value, type):
         # Not asdict: it copies what it finds, and errors cannot be copied.
-        return {field.name: getattr(value, field.name) for field in fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        return _plain(value.tolist())
     if isinstance(value, MeshError):
         return {"reason": value.reason.value, "message": value.message}
     if isinstance(value, Path):

@@ -69,7 +69,7 @@ def watch(
 
     async def follow() -> None:
         command = _command(exec_)
-        async with channels() as opened, _Runner(command) as runner:
+        async with channels() as opened, _Runner(command, after) as runner:
             events = DriftClient(opened).watch_drift(model, after=after)
             async with aclosing(events):
                 async for event in events:
@@ -100,10 +100,13 @@ def resolve(
 
 
 class _Runner:
-    """Runs a command for each event that is new and tightened, one at a time. No shell; its output goes where ours goes."""
+    """Runs a command for each event above ``after`` that is new and tightened, one at a time.
 
-    def __init__(self, command: list[str]) -> None:
-        self._command = command
+    No shell; its output goes where ours goes.
+    """
+
+    def __init__(self, command: list[str], after: int) -> None:
+        self._command, self._after = command, after
         self._waiting: deque[DriftEvent] = deque()
         self._known: set[int] = set()
         self._wake = asyncio.Event()
@@ -121,7 +124,9 @@ class _Runner:
 
     def tell(self, event: DriftEvent) -> None:
         """Run the command for it, soon, if it is a new one."""
-        if self._task is None or event.state != TIGHTENED or event.number in self._known:
+        if event.number <= self._after or event.number in self._known:
+            return
+        if self._task is None or event.state != TIGHTENED:
             return
         self._known.add(event.number)
         self._waiting.append(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -10,11 +11,11 @@ import typer
 
 from splitmesh.cli.connect import channels, find_version
 from splitmesh.cli.output import JsonOption, run, show_json
-from splitmesh.cli.route_shown import show_decision, show_goals, show_policy, show_why, why_of
+from splitmesh.cli.route_shown import show_consequence, show_decision, show_goals, show_policy, show_why, why_of
 from splitmesh.cli.stated_goals import NONE, costs_of, limits_of, numbers_of
 from splitmesh.client.registry import RegistryClient
 from splitmesh.client.routing import Decision, Goals, GoalsInForce, NodeOutcomes, PolicyInfo, RoutingClient
-from splitmesh.errors import field_error
+from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.channels import Channels
 from splitmesh.model.manifest import MANIFEST, Manifest
 from splitmesh.routing.finding import FINDINGS
@@ -61,7 +62,7 @@ def goals(
 ) -> None:
     """State what may go wrong with a model; what is not named stays as it is. Without options: show the goals in force.
 
-    Heads have what follows from it at once.
+    Heads have what follows from it at once; for the version in production, where there is one, it is shown.
     """
     plain = {
         "max_disagreement": max_disagreement,
@@ -72,12 +73,12 @@ def goals(
     stated = {name: value for name, value in plain.items() if value is not None}
     asked = bool(stated or max_missed or max_false_alarms or score is not None or parameter or cost or reset)
 
-    async def state() -> GoalsInForce:
+    async def state() -> tuple[GoalsInForce, PolicyInfo | None]:
         async with channels() as opened:
             routing = RoutingClient(opened)
             known = await routing.get_goals(model)
             if not asked:
-                return known
+                return known, None
             wanted = Goals(known.goals.max_disagreement) if reset else known.goals
             limits = limits_of(wanted.classes, max_missed or (), max_false_alarms or ())
             wanted = replace(wanted, **stated, classes=limits)  # type: ignore[arg-type]
@@ -88,10 +89,16 @@ def goals(
             if cost:
                 table = () if cost == [NONE] else costs_of(await _labels(opened, model), cost)
                 wanted = replace(wanted, costs=table, score="" if score is None else score, parameters={})
-            return GoalsInForce(await routing.set_goals(model, wanted), stated=True)
+            found = GoalsInForce(await routing.set_goals(model, wanted), stated=True)
+            return found, await _in_production(opened, model)
 
-    found = run(state())
-    show_json(found) if json else show_goals(model, found)
+    found, follows = run(state())
+    if json:
+        show_json({"goals": found.goals, "stated": found.stated, "policy": follows})
+    else:
+        show_goals(model, found)
+    if follows is not None:
+        show_consequence(follows, quiet=json)
 
 
 def policy(
@@ -185,6 +192,17 @@ def decide(
     show_json(found) if json else show_decision(found)
     if found.why == "UNUSUAL" and features is None and not json:
         print("the policy lets unusual samples escalate, and only --features tell which are")
+
+
+async def _in_production(opened: Channels, model: str) -> PolicyInfo | None:
+    """What follows from goals that were just stated; None where nothing is in production, or nobody can say."""
+    try:
+        return await RoutingClient(opened).get_policy(*await _version(opened, f"{model}@{PRODUCTION}", None))
+    except MeshError as error:
+        if error.reason not in (Reason.MODEL_NOT_FOUND, Reason.ALIAS_NOT_FOUND):
+            detail = f"{error.reason.value}: {error.message}"
+            print(f"splitmesh: stated; what follows for {model}@{PRODUCTION} is not known: {detail}", file=sys.stderr)
+        return None
 
 
 async def _version(opened: Channels, model: str, version: int | None) -> tuple[str, int]:

@@ -16,8 +16,8 @@ from rich.markup import escape
 
 from splitmesh.cli.connect import channels
 from splitmesh.cli.output import JsonOption, make_table, run, show_json, show_line, show_table
-from splitmesh.client.shares import ApplicationShare, ShareClient, SiteBudget, SiteShares
-from splitmesh.errors import field_error
+from splitmesh.client.shares import PERMANENT, ApplicationShare, ShareClient, SiteBudget, SiteShares
+from splitmesh.errors import MeshError, field_error
 
 COLUMNS = ("node", "application", "weight", "min", "asked/s", "allowed/s", "kbit/s", "ms/s", "least worth", "why")
 PLACES = ("application", "weight", "min share")
@@ -91,25 +91,46 @@ async def _once(site: str, *, json: bool) -> None:
 
 
 async def _watch(site: str, *, json: bool) -> None:
-    """As JSON a line each time; on a terminal in place, in a pipe one table below the other."""
+    """As JSON a line each time; on a terminal in place, in a pipe one table below the other. Of a router that does not answer it
+    is said so, and it goes on."""
     if json or not sys.stdout.isatty():
         async for found in _again(site):
-            if json:
+            if isinstance(found, MeshError):
+                print(_away(found), file=sys.stderr, flush=True)
+            elif json:
                 show_line(found)
             else:
                 Console(width=160).print(_picture(site, found))
         return
+    last = Group()
     with Live(auto_refresh=False) as live:
         async for found in _again(site):
-            live.update(_picture(site, found), refresh=True)
+            if isinstance(found, MeshError):
+                live.update(Group(last, escape(_away(found))), refresh=True)
+            else:
+                live.update(last := _picture(site, found), refresh=True)
 
 
-async def _again(site: str) -> AsyncIterator[list[SiteShares]]:
+async def _again(site: str) -> AsyncIterator[list[SiteShares] | MeshError]:
+    """Errors that waiting may heal too, once the router has answered: before that an address may be wrong."""
+    answered = False
     async with channels() as opened:
         client = ShareClient(opened)
         while True:
-            yield await client.get_shares(site)
+            try:
+                found = await client.get_shares(site)
+            except MeshError as error:
+                if not answered or error.reason in PERMANENT:
+                    raise
+                yield error
+            else:
+                answered = True
+                yield found
             await asyncio.sleep(EVERY_S)
+
+
+def _away(error: MeshError) -> str:
+    return f"splitmesh: the router does not answer, trying again: {error.reason.value}: {error.message}"
 
 
 def _picture(site: str, found: Sequence[SiteShares]) -> Group:

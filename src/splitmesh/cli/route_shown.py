@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,6 +63,19 @@ def show_goals(model: str, found: GoalsInForce) -> None:
                 [f"{limit.label} falsely named", f"at most {limit.max_false_alarms:.2%} of the others' samples"]
             )
     show_table(f"{model}: {'stated' if found.stated else 'nobody stated any, the defaults hold'}", ("goal", "is"), rows)
+
+
+def show_consequence(found: PolicyInfo, *, quiet: bool = False) -> None:
+    """What follows from goals for one version, and a warning where everything escalates; ``quiet``: the warning alone."""
+    about = f"{found.model}:{found.version}, in production"
+    if found.threshold > 1:
+        print(f"splitmesh: warning: {about}: {_escalating(found.why)}", file=sys.stderr)
+    elif not quiet:
+        print(f"{about}: from {found.threshold:.6g} up an exit's answer stands; {found.why}")
+
+
+def _escalating(why: str) -> str:
+    return why if "everything escalates" in why else f"everything escalates: {why}"
 
 
 def show_policy(found: PolicyInfo) -> None:

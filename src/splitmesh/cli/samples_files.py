@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -30,7 +32,7 @@ from splitmesh.cli.samples_options import (
     user,
 )
 from splitmesh.cli.samples_source import Source, samples_of
-from splitmesh.errors import field_error
+from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.samples.formats import ANNOTATIONS, Exported, export_coco, export_folder
 from splitmesh.samples.freeze import SHARES, Dataset, Split
 from splitmesh.samples.freeze import freeze as freeze_records
@@ -42,6 +44,8 @@ from splitmesh.samples.record import SampleRecord
 EXPORTS = {"coco": export_coco, "folder": export_folder}
 PICTURE_S = 120.0
 """For one picture to come from a head."""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems without hard links say."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -81,7 +85,14 @@ def export(
             loop = asyncio.get_running_loop()
 
             def picture_of(sample_id: str) -> bytes:
-                return asyncio.run_coroutine_threadsafe(source.content(sample_id), loop).result(PICTURE_S)[1]
+                asked = asyncio.run_coroutine_threadsafe(source.content(sample_id), loop)
+                try:
+                    return asked.result(PICTURE_S)[1]
+                except TimeoutError as error:
+                    asked.cancel()
+                    raise MeshError(
+                        Reason.DEADLINE_EXPIRED, f"the picture of {sample_id} did not come in {PICTURE_S:g} s"
+                    ) from error
 
             return await asyncio.to_thread(partial(EXPORTS[format_], records, picture_of, folder, classes=names))
 
@@ -91,7 +102,8 @@ def export(
         return
     left_out = f", {done.without_picture} samples without a picture left out" if done.without_picture else ""
     gone = f", {done.gone} let go of by the head meanwhile" if done.gone else ""
-    print(f"{folder}: {done.pictures} pictures, {done.labelled} of them labelled{left_out}{gone}")
+    damaged = f", {done.damaged} damaged where they are kept" if done.damaged else ""
+    print(f"{folder}: {done.pictures} pictures, {done.labelled} of them labelled{left_out}{gone}{damaged}")
 
 
 def import_(
@@ -187,11 +199,21 @@ def _form(source: Path, form: str) -> Form:
 
 
 def _write_once(file: Path, data: bytes) -> None:
-    """A dataset that was named stays what it is."""
+    """Whole or not at all; a dataset that was named stays what it is."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    written = file.with_name(f".{file.name}.{os.getpid()}.new")
     try:
-        with file.open("xb") as stream:
+        with written.open("wb") as stream:
             stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(written, file)
     except FileExistsError as error:
         if file.read_bytes() != data:
             raise field_error("name", f"{file} is there already and another dataset") from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(written, file)  # a file that was there would have been told of
+    finally:
+        written.unlink(missing_ok=True)

@@ -84,7 +84,7 @@ class Answer:
     something. The answer has the largest score, unless an exit answered where mistakes cost different amounts."""
     answered_by: AnsweredBy
     fallback_reason: str
-    """Reason code when `answered_by` is EDGE_FALLBACK, else empty."""
+    """Reason code when `answered_by` is EDGE_FALLBACK, or EDGE_WHOLE in the tail's place; else empty."""
     model: str
     version: int
     cut: tuple[str, ...]

@@ -52,7 +52,7 @@ class DriftEvent:
     collected: int
     """Samples collected since, towards another threshold."""
     needed: int
-    """As many are needed before one is looked for."""
+    """About so many are needed before one is looked for."""
     threshold: float
     """In force for what it is about; above 1 everything escalates."""
     why: str
@@ -114,13 +114,13 @@ class DriftClient:
         """Events with a number above ``after``, then new ones and those whose state changes, for as long as the caller iterates.
 
         Of one model, or of all with "". A broken watch is opened again by itself, with a capped back-off; what changed meanwhile
-        of the events that were told and are not resolved is told then, what did not change is not told again. Ends only by an
-        error that waiting does not heal (``PERMANENT``).
+        of the events above ``after`` that were told and are not resolved is told then, what did not change is not told again.
+        Ends only by an error that waiting does not heal (``PERMANENT``).
         """
         told: dict[int, tuple[str, float]] = {}
         wait_s = BACKOFF_S[0]
         while True:
-            still = [number for number, (state, _) in told.items() if state != RESOLVED]
+            still = [number for number, (state, _) in told.items() if state != RESOLVED and number > after]
             since = min([*(number - 1 for number in still), max([after, *told])])
             try:
                 async with aclosing(self._events(model, since)) as events:

@@ -181,7 +181,7 @@ class RoutingClient:
             camera_id: which camera took it.
             site: where it would cross, to see whether the site's budget lets it; empty: not looked at.
             application: within the site; empty: the model.
-            size_bytes: that would cross.
+            size_bytes: that would cross, at most 64 MiB.
         """
         request = routing_pb2.DecideRequest(
             policy=routing_pb2.ModelVersion(model=model, version=version),
@@ -219,7 +219,7 @@ class RoutingClient:
             camera_id: see :meth:`decide_by_policy`, as the others.
             site: where it would cross.
             application: within the site; must be given with one.
-            size_bytes: that would cross.
+            size_bytes: that would cross, at most 64 MiB.
         """
         if probabilities is not None and boxes is not None:
             raise field_error("scores", "are of boxes and of probabilities; give one of them")

@@ -120,6 +120,10 @@ class SegmentLink:
         """Some tail accepts frames now."""
         return any(stream.accepts for stream in self._streams.values())
 
+    def require(self) -> None:
+        """Raise what :meth:`run` would raise at once: SERVICE_UNAVAILABLE (no tail), QUEUE_FULL (none has room)."""
+        self._choose(())
+
     @property
     def peers(self) -> set[tuple[str, int]]:
         """Host and port of every known tail."""

@@ -36,6 +36,11 @@ class SegmentResult:
         return self.compute_ms + sum(hop.compute_ms for hop in self.onward)
 
     @property
+    def taken_ms(self) -> float:
+        """Of the tails' time by this frame alone: of a batch its part."""
+        return self.compute_ms / max(1, self.batch_size) + sum(hop.compute_ms for hop in self.onward)
+
+    @property
     def links_ms(self) -> float:
         """The link to this segment and those between later ones."""
         return max(0.0, self.round_trip_ms - self.later_queue_ms - self.later_compute_ms)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 SERVICE = "router"
 BACKOFF_S = (0.1, 1.0)
 """First and largest wait before a broken stream is opened again: a router that restarts waits this long for its heads."""
+GOODBYE_S = 0.5
+"""Longest that a cancelled caller waits until the router has heard that it leaves."""
 PERMANENT = frozenset({Reason.FIELD_INVALID, Reason.UNIMPLEMENTED})
 """Errors by which a stream ends: waiting does not heal them."""
 
@@ -150,7 +152,8 @@ class ShareClient:
 
         A broken stream is opened again by itself, with a capped back-off, and begins with the newest update; a grant that is
         what it was is not repeated. An update that comes while the one before is on its way takes the place of any that
-        waits. Ends only by an error that waiting does not heal (``PERMANENT``), or by what ``updates`` raised.
+        waits. Ends only by an error that waiting does not heal (``PERMANENT``), or by what ``updates`` raised. Who is cancelled
+        takes its leave: others get its share sooner than after a broken stream.
         """
         newest = _Newest()
         feeding = asyncio.create_task(newest.feed(updates))
@@ -187,6 +190,10 @@ class ShareClient:
                 while (grant := await got.take(reading, feeding)) is not None:
                     yield grant
                 await (feeding if _failed(feeding) else reading)
+            except asyncio.CancelledError:
+                newest.leave()
+                await asyncio.wait([reading], timeout=GOODBYE_S)
+                raise
             finally:
                 call.cancel()
                 reading.cancel()
@@ -201,8 +208,12 @@ class _Newest:
 
     def __init__(self) -> None:
         self._update: Update | None = None
-        self._number = 0
+        self._number, self._leaving = 0, False
         self._changed = asyncio.Event()
+
+    def leave(self) -> None:
+        self._leaving = True
+        self._changed.set()
 
     async def feed(self, updates: AsyncIterator[Update]) -> None:
         async for update in updates:
@@ -211,16 +222,17 @@ class _Newest:
             self._changed.set()
 
     async def requests(self, node: str, site: str) -> AsyncGenerator[pb.ShareUplinkRequest]:
-        """For one stream; the first message says who speaks, also where there is no update yet."""
+        """For one stream; the first message says who speaks, also where there is no update yet, the last that it leaves."""
         told = self._number
         yield _request(self._update or Update(()), node=node, site=site)
-        while True:
-            while told == self._number:
+        while not self._leaving:
+            if told == self._number:
                 self._changed.clear()
                 await self._changed.wait()
-            told = self._number
-            if self._update is not None:
+            elif self._update is not None:
+                told = self._number
                 yield _request(self._update)
+        yield pb.ShareUplinkRequest(leaving=True)
 
 
 class _Got:

@@ -16,6 +16,7 @@ from splitmesh.compress.work import Rows, Samples
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.manifest import DEFERRAL, UNUSUAL
 from splitmesh.model.outcomes import CalibrationOutcomes, Part
+from splitmesh.routing.costs import NO_ANSWER
 from splitmesh.routing.deferral import Deferral
 from splitmesh.routing.deferral_fit import fit_deferral
 from splitmesh.routing.division import divided
@@ -56,8 +57,10 @@ class Asked:
         *,
         finding: bool,
     ) -> Asked:
-        """The truth counts where every sample has a label; of a detector's exit none does."""
+        """The truth counts where every sample has a label; of a detector's exit none does. A row that is no distribution is
+        taken as one that says nothing, since such a sample is asked about in any case."""
         _, answers = Judge(finding=finding).eases(probabilities)
+        probabilities = np.where((answers == NO_ANSWER)[:, None], 1 / max(1, probabilities.shape[1]), probabilities)
         if labels is None or finding or (labels < 0).any():
             return cls(probabilities, features, answers == whole, None, groups)
         return cls(probabilities, features, answers == labels, whole == labels, groups)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from splitmesh.compress.cells import unquoted
 from splitmesh.errors import field_error
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -158,7 +159,7 @@ def _column(columns: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def _cell(row: Mapping[str, str | None], column: str) -> str:
-    return (row.get(column) or "").strip() if column else ""
+    return unquoted((row.get(column) or "").strip()) if column else ""
 
 
 def _annotations(source: Path) -> Path | None:

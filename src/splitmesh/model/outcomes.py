@@ -80,7 +80,7 @@ class CalibrationOutcomes:
     """Of the division into fit, validation and hold-out."""
 
     def __post_init__(self) -> None:
-        rows = np.asarray(self.probabilities, dtype=np.float32)
+        rows = _finite(self.probabilities)
         if rows.ndim != 3 or rows.shape[1] == 0:
             raise field_error("probabilities", f"has shape {list(rows.shape)}, expected [n, exits, classes]")
         n = len(rows)
@@ -90,6 +90,8 @@ class CalibrationOutcomes:
         self._take("worth", np.float32, (n,))
         self._take("strange", np.bool_, (n,))
         self._take("logits", np.float32, rows.shape)
+        if self.logits is not None:
+            object.__setattr__(self, "logits", _finite(self.logits))
         if not np.isin(self.part, [int(part) for part in Part]).all():
             raise field_error("part", f"holds numbers other than {', '.join(str(int(part)) for part in Part)}")
         if n and not 0 <= int(self.whole.min()) <= int(self.whole.max()) < max(rows.shape[2], 1):
@@ -210,3 +212,12 @@ class CalibrationOutcomes:
         if array.shape != shape:
             raise field_error(name, f"has shape {list(array.shape)}, expected {list(shape)}")
         object.__setattr__(self, name, array)
+
+
+def _finite(rows: ArrayLike) -> NDArray[np.float32]:
+    """A row with anything that is no number becomes one of zeros: no distribution either, and it can be written."""
+    given = np.asarray(rows, dtype=np.float32)
+    if np.isfinite(given).all():
+        return given
+    whole = np.isfinite(given).all(axis=-1, keepdims=True) if given.ndim else np.isfinite(given)
+    return np.where(whole, given, np.float32(0.0)).astype(np.float32)

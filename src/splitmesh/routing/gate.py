@@ -92,7 +92,8 @@ class Gate:
     Args:
         threshold: smallest accepted ease, at least 0; above 1 (``ESCALATE_ALL``) nothing is accepted.
         judge: what an ease is; the largest probability unless it is given.
-        overrides: the most special one that fits a sample holds: camera and class, then camera, then class, then neither.
+        overrides: the most special one that fits a sample holds: camera and class, then camera, then class, then neither. It was
+            measured at the cut alone, so where one fits, no exit before the cut answers.
         deferral: what asking is expected to gain, where the version brings it.
         unusual: says which samples are unlike the calibration's, where it is given.
         escalate_unusual: those escalate; else they are only told.
@@ -140,7 +141,7 @@ class Gate:
             camera: that took it.
             labels: names of the classes; a class without one goes by its number.
             asked: the caller wants more than an exit can say.
-            at_cut: the row is of the exit at the cut, which the deferral score was fitted to.
+            at_cut: the row is of the exit at the cut, which the deferral score was fitted to and overrides were measured at.
 
         Raises MeshError TENSOR_SHAPE_MISMATCH or TENSOR_DTYPE_MISMATCH for arguments that do not fit the version's scores.
         """
@@ -149,7 +150,7 @@ class Gate:
         ease_, answer = float(eases[0]), int(answers[0])
         unusual = bool(self._unusual.strange(features)[0]) if self._unusual and features is not None else None
         own = self._override(camera, _name(labels, answer))
-        threshold = self.threshold if own is None else own
+        threshold = self.threshold if own is None else own if at_cut else ESCALATE_ALL
         why = self._why(
             ease_, answer, threshold, overridden=own is not None, unusual=bool(unusual) and self._escalate_unusual
         )

@@ -174,12 +174,17 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def _opened(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    """What is not committed when it ends is not done."""
+    """What is not committed when it ends is not done. A file that its owner has not filled yet holds no samples."""
     uri = f"{(folder / tables.FILE).absolute().as_uri()}?mode={mode}"
     try:
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)) as db:
             db.execute("PRAGMA synchronous = FULL")
             (found,) = db.execute("PRAGMA user_version").fetchone()
+            if found == 0:  # its owner was killed, or has not come so far
+                with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
+                    empty.executescript(tables.SCHEMA)
+                    yield empty
+                return
             if found != tables.SCHEMA_VERSION:
                 raise MeshError(
                     Reason.SERVICE_UNAVAILABLE,

@@ -34,9 +34,9 @@ class Contents:
             os.unlink(entry.path)
 
     def put(self, digest: str, data: bytes) -> bool:
-        """Durable when it returns; whether it was not there before. ``digest`` is the data's."""
+        """Durable when it returns; whether it was not there before, or damaged. ``digest`` is the data's."""
         path = self.path_of(digest)
-        if path.exists() and path.stat().st_size == len(data):
+        if _holds(path, data):
             return False
         for folder in (path.parent.parent, path.parent):
             _make_folder(folder)
@@ -100,6 +100,13 @@ class FolderLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:  # not there, or on a bad place of the disk: written again
+        return False
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -11,11 +11,13 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitmesh.compress.cells import quoted
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.samples.database import unusable
 from splitmesh.samples.likeness import ENDINGS
@@ -49,13 +51,15 @@ COLUMNS = (
     "tail_confidence",
     "trace_id",
 )
-"""Of the table: the picture's path below it, its label or nothing, its split group, then fields of the record."""
+"""Of the table: the picture's path below it, its label or nothing, its split group, then fields of the record. Text that a
+spreadsheet would take for a formula has an apostrophe before it, which reading labels takes away."""
 
 _MAX_NAME_BYTES = 255
 
 PictureOf = Callable[[str], bytes]
 """From a sample's id to its picture: ``SampleStore.picture``."""
-_GONE = (Reason.SAMPLE_NOT_FOUND, Reason.ARTIFACT_NOT_FOUND)
+_LOST = {Reason.SAMPLE_NOT_FOUND: "gone", Reason.ARTIFACT_NOT_FOUND: "gone", Reason.DIGEST_MISMATCH: "damaged"}
+"""What costs an export one picture and not the others, and where it is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class Exported:
     """Samples that have none and were left out."""
     gone: int = 0
     """Pictures that were let go of for others between being listed and being asked for."""
+    damaged: int = 0
+    """Pictures whose bytes are no longer those that were kept, and were left out."""
 
 
 def export_coco(
@@ -79,16 +85,17 @@ def export_coco(
     when that is empty; pictures and annotations in the order of the digests, so that the same samples give the same file.
 
     Raises MeshError: FIELD_INVALID for two labels of one picture, a label that is none of ``classes``, a folder that is not
-    empty; STORAGE_FULL; and as ``picture_of`` does, except for a picture that is gone: it is counted.
+    empty; STORAGE_FULL; and as ``picture_of`` does, except for a picture that is gone or damaged: it is counted.
     """
     chosen, left_out = _pictures(records, classes)
     names = list(classes) or sorted({record.label for record in chosen if record.label is not None})
     category = {name: number for number, name in enumerate(names, 1)}
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
+    lost: Counter[str] = Counter()
     with _appearing(folder) as staging:
         (staging / IMAGES).mkdir()
-        for record, data in _still_there(chosen, picture_of):
+        for record, data in _still_there(chosen, picture_of, lost):
             file, number = _file_name(record), len(images) + 1
             (staging / IMAGES / file).write_bytes(data)
             images.append(_coco_image(number, file, record))
@@ -101,7 +108,7 @@ def export_coco(
             "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in category.items()],
         }
         (staging / ANNOTATIONS).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    return Exported(len(images), len(annotations), left_out, gone=len(chosen) - len(images))
+    return Exported(len(images), len(annotations), left_out, **lost)
 
 
 def export_folder(
@@ -121,27 +128,33 @@ def export_folder(
     table = io.StringIO(newline="")
     rows = csv.writer(table)
     rows.writerow(COLUMNS)
+    lost: Counter[str] = Counter()
     with _appearing(folder) as staging:
         for name in sorted({*folders, UNLABELLED}):
             (staging / name).mkdir()
         written = []
-        for record, data in _still_there(chosen, picture_of):
+        for record, data in _still_there(chosen, picture_of, lost):
             image = f"{record.label or UNLABELLED}/{_file_name(record)}"
             (staging / image).write_bytes(data)
             written.append(record)
-            rows.writerow((image, record.label or "", record.group, *_cells(record)))
+            cells = (image, record.label or "", record.group, *_cells(record))
+            rows.writerow([quoted(cell) if isinstance(cell, str) else cell for cell in cells])
         (staging / TABLE).write_text(table.getvalue(), encoding="utf-8", newline="")
     labelled = sum(record.label is not None for record in written)
-    return Exported(len(written), labelled, left_out, gone=len(chosen) - len(written))
+    return Exported(len(written), labelled, left_out, **lost)
 
 
-def _still_there(chosen: Iterable[SampleRecord], picture_of: PictureOf) -> Iterator[tuple[SampleRecord, bytes]]:
+def _still_there(
+    chosen: Iterable[SampleRecord], picture_of: PictureOf, lost: Counter[str]
+) -> Iterator[tuple[SampleRecord, bytes]]:
+    """Those whose picture is whole; the others are counted in ``lost``."""
     for record in chosen:
         try:
             data = picture_of(record.id)
         except MeshError as error:
-            if error.reason not in _GONE:
+            if error.reason not in _LOST:
                 raise
+            lost[_LOST[error.reason]] += 1
         else:
             yield record, data
 
@@ -209,6 +222,9 @@ def _appearing(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes its place when the block ends well and is gone when it does not."""
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise field_error("folder", "is there and not an empty folder")
+    folder = folder.resolve()  # "." has no name to make another one of
+    if folder.exists() and folder.samefile(os.curdir):
+        raise field_error("folder", f"{folder} is where this command runs: give another one, which may be below it")
     staging = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(staging, ignore_errors=True)

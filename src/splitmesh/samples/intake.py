@@ -52,8 +52,9 @@ def count_if_known(
     """Counts it on the first sample that is equal or looks alike; None when it is new.
 
     Equal: same picture, or without one same features, of one model and version. Alike: of one camera too, within the window, of
-    the same kind and with the same answers, so that a disputed sample is never hidden behind an audited one. A sample that
-    comes with its id again is the one that is there and is not counted.
+    the same kind and with the same answers, so that a disputed sample is never hidden behind an audited one. Nor is one behind
+    an equal sample: the first becomes what the newcomer is where that is harder to replace. A sample that comes with its id
+    again is the one that is there and is not counted.
     """
     if tables.sample(db, record.id) is not None:
         return Duplicate(record.id, near=False)
@@ -66,6 +67,8 @@ def count_if_known(
     if found is None:
         return None
     tables.count_duplicate(db, found, record.captured_at)
+    if not near:
+        tables.raise_kind(db, found, record)
     return Duplicate(found, near)
 
 

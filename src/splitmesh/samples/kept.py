@@ -58,7 +58,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Not kept again: counted on the first."""
+    """Not kept again: counted on the first, which takes over its kind where it is equal and harder to replace."""
 
     of: str
     """The first one's id."""

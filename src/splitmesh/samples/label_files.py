@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn
 
+from splitmesh.compress.cells import unquoted
 from splitmesh.errors import MeshError, field_error
 from splitmesh.samples.formats import IMAGES, TABLE, UNLABELLED
 from splitmesh.samples.problems import Problems
@@ -84,7 +85,7 @@ def _from_table(source: Path, problems: Problems) -> Iterator[NamedLabel]:
         rows.fieldnames = columns
         image, label = _column(columns, IMAGE_COLUMNS), _column(columns, LABEL_COLUMNS)
         for row in rows:
-            name, said = (row.get(image) or "").strip(), (row.get(label) or "").strip()
+            name, said = (unquoted((row.get(column) or "").strip()) for column in (image, label))
             if not name:
                 problems.add(f"line {rows.line_num}", f"has no {image}")
             elif said:

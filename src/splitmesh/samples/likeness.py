@@ -21,11 +21,13 @@ BITS = 64
 
 MEDIA_TYPES: Mapping[str, str] = {
     "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
     "PNG": "image/png",
     "WEBP": "image/webp",
     "BMP": "image/bmp",
     "TIFF": "image/tiff",
 }
+"""By the name that Pillow gives a format; MPO is a JPEG with an index of further pictures behind the first."""
 ENDINGS: Mapping[str, str] = {
     "image/jpeg": ".jpg",
     "image/png": ".png",
@@ -59,6 +61,8 @@ def look(picture: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Looks:
             kind, (width, height) = header.format or "", header.size
     except OSError as error:
         raise MeshError(Reason.IMAGE_UNDECODABLE, f"{len(picture)} bytes are no picture") from error
+    if kind not in MEDIA_TYPES:
+        raise MeshError(Reason.IMAGE_UNDECODABLE, f"a picture of the format {kind!r} is not kept")
     return Looks(MEDIA_TYPES[kind], width, height, int.from_bytes(bits.tobytes(), "big"))
 
 

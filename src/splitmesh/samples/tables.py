@@ -157,6 +157,23 @@ def count_duplicate(db: sqlite3.Connection, sample_id: str, captured_at: datetim
     )
 
 
+def raise_kind(db: sqlite3.Connection, sample_id: str, newcomer: SampleRecord) -> None:
+    """The first takes kind, reason and a tail's answer of an equal one that is harder to replace; its label stays."""
+    before = found(db, sample_id).record
+    if KINDS.index(newcomer.kind) <= KINDS.index(before.kind):
+        return
+    told = before if newcomer.tail_label is None else newcomer
+    record = replace(
+        before,
+        kind=newcomer.kind,
+        why=newcomer.why,
+        tail_label=told.tail_label,
+        tail_confidence=told.tail_confidence,
+    )
+    row = (record.to_json(), KINDS.index(record.kind), record.id)
+    db.execute("UPDATE samples SET record = ?, kind = ? WHERE id = ?", row)
+
+
 def label(db: sqlite3.Connection, sample_id: str, entry: LabelEntry) -> bool:
     """Whether that says anything new; then it is the label, and in the history. SAMPLE_NOT_FOUND."""
     before = found(db, sample_id).record

@@ -35,9 +35,7 @@ class _RouteReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RouteReas
     ROUTE_REASON_UNDEFINED: _RouteReason.ValueType  # 3
     """The ease is undefined: no distribution, NaN, no class."""
     ROUTE_REASON_FINDING: _RouteReason.ValueType  # 4
-    """A detector's exit says that there is something, which only the whole model can name; or no box was found, which is no
-    reason to be sure.
-    """
+    """A detector's exit says that there is something, which only the whole model can name."""
     ROUTE_REASON_UNUSUAL: _RouteReason.ValueType  # 5
     """Unlike the calibration's samples."""
     ROUTE_REASON_DRIFTED: _RouteReason.ValueType  # 6
@@ -59,9 +57,7 @@ ROUTE_REASON_UNSURE: RouteReason.ValueType  # 2
 ROUTE_REASON_UNDEFINED: RouteReason.ValueType  # 3
 """The ease is undefined: no distribution, NaN, no class."""
 ROUTE_REASON_FINDING: RouteReason.ValueType  # 4
-"""A detector's exit says that there is something, which only the whole model can name; or no box was found, which is no
-reason to be sure.
-"""
+"""A detector's exit says that there is something, which only the whole model can name."""
 ROUTE_REASON_UNUSUAL: RouteReason.ValueType  # 5
 """Unlike the calibration's samples."""
 ROUTE_REASON_DRIFTED: RouteReason.ValueType  # 6
@@ -113,7 +109,7 @@ class _DriftStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriftState
     DRIFT_STATE_RECALIBRATED: _DriftState.ValueType  # 2
     """A threshold from the samples since then is in force."""
     DRIFT_STATE_RESOLVED: _DriftState.ValueType  # 3
-    """A person ended it."""
+    """A person ended it, or another event of its place took over."""
 
 class DriftState(_DriftState, metaclass=_DriftStateEnumTypeWrapper):
     """How far a drift has been dealt with."""
@@ -125,7 +121,7 @@ DRIFT_STATE_TIGHTENED: DriftState.ValueType  # 1
 DRIFT_STATE_RECALIBRATED: DriftState.ValueType  # 2
 """A threshold from the samples since then is in force."""
 DRIFT_STATE_RESOLVED: DriftState.ValueType  # 3
-"""A person ended it."""
+"""A person ended it, or another event of its place took over."""
 Global___DriftState: _TypeAlias = DriftState  # noqa: Y015
 
 @_typing.final
@@ -774,7 +770,7 @@ class DecideRequest(_message.Message):
     application: _builtins.str
     """The application within the site; empty: the policy's model."""
     size_bytes: _builtins.int
-    """Bytes that would cross."""
+    """Bytes that would cross, at most 67,108,864."""
     @_builtins.property
     def policy(self) -> Global___ModelVersion:
         """The policy of a version in the registry."""
@@ -1200,10 +1196,15 @@ class ShareUplinkRequest(_message.Message):
     SITE_FIELD_NUMBER: _builtins.int
     DEMANDS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Its node name; of the first message."""
     site: _builtins.str
     """Its site; of the first message."""
+    leaving: _builtins.bool
+    """The head stops: others get its share a second later. A stream that ends without this is taken for broken, and its head's
+    last grant counts for eight seconds more. The other fields are not read, and nothing more is.
+    """
     @_builtins.property
     def demands(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApplicationDemand]:
         """All of its applications; at most 64."""
@@ -1219,10 +1220,11 @@ class ShareUplinkRequest(_message.Message):
         site: _builtins.str = ...,
         demands: _abc.Iterable[Global___ApplicationDemand] | None = ...,
         load: Global___UplinkLoad | None = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demands", b"demands", "load", b"load", "node", b"node", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demands", b"demands", "leaving", b"leaving", "load", b"load", "node", b"node", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1740,9 +1742,11 @@ class DriftEvent(_message.Message):
     state: Global___DriftState.ValueType
     """How far it has been dealt with."""
     collected: _builtins.int
-    """Answers of the tail collected since, towards another threshold."""
+    """Samples collected since, towards another threshold, answered by the tail or not."""
     needed: _builtins.int
-    """As many are needed before another threshold is looked for."""
+    """About so many samples must be collected before another threshold is looked for; an estimate from those that are, and more
+    after each look that found none.
+    """
     threshold: _builtins.float
     """The threshold in force for what it is about; above 1 everything escalates."""
     why: _builtins.str

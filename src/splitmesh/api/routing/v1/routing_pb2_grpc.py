@@ -107,7 +107,8 @@ class RoutingServiceServicer:
     """
 
     def WatchPolicy(self, request, context):
-        """Sends the policy for a version, then each change. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        """Sends the policy for a version, then each change. Errors: FIELD_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, QUEUE_FULL
+        with RetryInfo (too many watch), NOT_READY (the router stops).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,15 +137,18 @@ class RoutingServiceServicer:
 
     def Decide(self, request, context):
         """Says whether a sample is hard, for gateways that run a model of their own. What a policy reads and was not sent (features)
-        makes it hard. Errors: FIELD_INVALID, TENSOR_SHAPE_MISMATCH,
-        MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        makes it hard. The time that its samples take at the tails counts against the site's budget only where a head of the site
+        has the same application, and so tells how long one takes; of others the router does not know it. Errors: FIELD_INVALID,
+        TENSOR_SHAPE_MISMATCH, MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_CORRUPT (an artefact of the version cannot be read),
+        QUEUE_FULL with RetryInfo (too many applications ask at the site).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetSite(self, request, context):
-        """States what the applications of a site may use together. Errors: FIELD_INVALID.
+        """States what the applications of a site may use together. Errors: FIELD_INVALID, QUEUE_FULL (too many sites have a budget),
+        STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,14 +192,16 @@ class RoutingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchDrift(self, request, context):
-        """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID.
+        """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID, QUEUE_FULL
+        with RetryInfo (too many watch), NOT_READY (the router stops).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResolveDrift(self, request, context):
-        """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID.
+        """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID, DRIFT_NOT_FOUND, STORAGE_FULL (nothing
+        changed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

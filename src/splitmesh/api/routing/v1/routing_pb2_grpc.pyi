@@ -34,7 +34,9 @@ class RoutingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RoutingServiceAsyncStub: ...
     WatchPolicy: _grpc.UnaryStreamMultiCallable[_routing_pb2.WatchPolicyRequest, _routing_pb2.WatchPolicyResponse]
-    """Sends the policy for a version, then each change. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
+    """Sends the policy for a version, then each change. Errors: FIELD_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, QUEUE_FULL
+    with RetryInfo (too many watch), NOT_READY (the router stops).
+    """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_routing_pb2.GetPolicyRequest, _routing_pb2.GetPolicyResponse]
     """The policy for a version as of now, watched by somebody or not. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
     SetGoals: _grpc.UnaryUnaryMultiCallable[_routing_pb2.SetGoalsRequest, _routing_pb2.SetGoalsResponse]
@@ -43,11 +45,15 @@ class RoutingServiceStub:
     """The goals in force."""
     Decide: _grpc.UnaryUnaryMultiCallable[_routing_pb2.DecideRequest, _routing_pb2.DecideResponse]
     """Says whether a sample is hard, for gateways that run a model of their own. What a policy reads and was not sent (features)
-    makes it hard. Errors: FIELD_INVALID, TENSOR_SHAPE_MISMATCH,
-    MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+    makes it hard. The time that its samples take at the tails counts against the site's budget only where a head of the site
+    has the same application, and so tells how long one takes; of others the router does not know it. Errors: FIELD_INVALID,
+    TENSOR_SHAPE_MISMATCH, MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_CORRUPT (an artefact of the version cannot be read),
+    QUEUE_FULL with RetryInfo (too many applications ask at the site).
     """
     SetSite: _grpc.UnaryUnaryMultiCallable[_routing_pb2.SetSiteRequest, _routing_pb2.SetSiteResponse]
-    """States what the applications of a site may use together. Errors: FIELD_INVALID."""
+    """States what the applications of a site may use together. Errors: FIELD_INVALID, QUEUE_FULL (too many sites have a budget),
+    STORAGE_FULL.
+    """
     GetShares: _grpc.UnaryUnaryMultiCallable[_routing_pb2.GetSharesRequest, _routing_pb2.GetSharesResponse]
     """Every site's budget, and what each application gets of it now."""
     ShareUplink: _grpc.StreamStreamMultiCallable[_routing_pb2.ShareUplinkRequest, _routing_pb2.ShareUplinkResponse]
@@ -63,9 +69,13 @@ class RoutingServiceStub:
     GetDrift: _grpc.UnaryUnaryMultiCallable[_routing_pb2.GetDriftRequest, _routing_pb2.GetDriftResponse]
     """What has drifted, and how often the exits disagree by the audits. Errors: FIELD_INVALID."""
     WatchDrift: _grpc.UnaryStreamMultiCallable[_routing_pb2.WatchDriftRequest, _routing_pb2.WatchDriftResponse]
-    """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID."""
+    """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID, QUEUE_FULL
+    with RetryInfo (too many watch), NOT_READY (the router stops).
+    """
     ResolveDrift: _grpc.UnaryUnaryMultiCallable[_routing_pb2.ResolveDriftRequest, _routing_pb2.ResolveDriftResponse]
-    """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID."""
+    """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID, DRIFT_NOT_FOUND, STORAGE_FULL (nothing
+    changed).
+    """
 
 @_typing.type_check_only
 class RoutingServiceAsyncStub(RoutingServiceStub):
@@ -73,7 +83,9 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchPolicy: _aio.UnaryStreamMultiCallable[_routing_pb2.WatchPolicyRequest, _routing_pb2.WatchPolicyResponse]  # type: ignore[assignment]
-    """Sends the policy for a version, then each change. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
+    """Sends the policy for a version, then each change. Errors: FIELD_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, QUEUE_FULL
+    with RetryInfo (too many watch), NOT_READY (the router stops).
+    """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_routing_pb2.GetPolicyRequest, _routing_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """The policy for a version as of now, watched by somebody or not. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
     SetGoals: _aio.UnaryUnaryMultiCallable[_routing_pb2.SetGoalsRequest, _routing_pb2.SetGoalsResponse]  # type: ignore[assignment]
@@ -82,11 +94,15 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     """The goals in force."""
     Decide: _aio.UnaryUnaryMultiCallable[_routing_pb2.DecideRequest, _routing_pb2.DecideResponse]  # type: ignore[assignment]
     """Says whether a sample is hard, for gateways that run a model of their own. What a policy reads and was not sent (features)
-    makes it hard. Errors: FIELD_INVALID, TENSOR_SHAPE_MISMATCH,
-    MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+    makes it hard. The time that its samples take at the tails counts against the site's budget only where a head of the site
+    has the same application, and so tells how long one takes; of others the router does not know it. Errors: FIELD_INVALID,
+    TENSOR_SHAPE_MISMATCH, MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_CORRUPT (an artefact of the version cannot be read),
+    QUEUE_FULL with RetryInfo (too many applications ask at the site).
     """
     SetSite: _aio.UnaryUnaryMultiCallable[_routing_pb2.SetSiteRequest, _routing_pb2.SetSiteResponse]  # type: ignore[assignment]
-    """States what the applications of a site may use together. Errors: FIELD_INVALID."""
+    """States what the applications of a site may use together. Errors: FIELD_INVALID, QUEUE_FULL (too many sites have a budget),
+    STORAGE_FULL.
+    """
     GetShares: _aio.UnaryUnaryMultiCallable[_routing_pb2.GetSharesRequest, _routing_pb2.GetSharesResponse]  # type: ignore[assignment]
     """Every site's budget, and what each application gets of it now."""
     ShareUplink: _aio.StreamStreamMultiCallable[_routing_pb2.ShareUplinkRequest, _routing_pb2.ShareUplinkResponse]  # type: ignore[assignment]
@@ -102,9 +118,13 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     GetDrift: _aio.UnaryUnaryMultiCallable[_routing_pb2.GetDriftRequest, _routing_pb2.GetDriftResponse]  # type: ignore[assignment]
     """What has drifted, and how often the exits disagree by the audits. Errors: FIELD_INVALID."""
     WatchDrift: _aio.UnaryStreamMultiCallable[_routing_pb2.WatchDriftRequest, _routing_pb2.WatchDriftResponse]  # type: ignore[assignment]
-    """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID."""
+    """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID, QUEUE_FULL
+    with RetryInfo (too many watch), NOT_READY (the router stops).
+    """
     ResolveDrift: _aio.UnaryUnaryMultiCallable[_routing_pb2.ResolveDriftRequest, _routing_pb2.ResolveDriftResponse]  # type: ignore[assignment]
-    """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID."""
+    """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID, DRIFT_NOT_FOUND, STORAGE_FULL (nothing
+    changed).
+    """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Computes policies and pushes them to heads, which decide locally; shares the uplinks; watches for drift; counts what came of it."""
@@ -115,7 +135,9 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.WatchPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_routing_pb2.WatchPolicyResponse], _abc.AsyncIterator[_routing_pb2.WatchPolicyResponse]]:
-        """Sends the policy for a version, then each change. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
+        """Sends the policy for a version, then each change. Errors: FIELD_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, QUEUE_FULL
+        with RetryInfo (too many watch), NOT_READY (the router stops).
+        """
 
     @_abc_1.abstractmethod
     def GetPolicy(
@@ -148,8 +170,10 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_routing_pb2.DecideResponse, _abc.Awaitable[_routing_pb2.DecideResponse]]:
         """Says whether a sample is hard, for gateways that run a model of their own. What a policy reads and was not sent (features)
-        makes it hard. Errors: FIELD_INVALID, TENSOR_SHAPE_MISMATCH,
-        MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        makes it hard. The time that its samples take at the tails counts against the site's budget only where a head of the site
+        has the same application, and so tells how long one takes; of others the router does not know it. Errors: FIELD_INVALID,
+        TENSOR_SHAPE_MISMATCH, MODEL_NOT_FOUND, VERSION_NOT_FOUND, MODEL_CORRUPT (an artefact of the version cannot be read),
+        QUEUE_FULL with RetryInfo (too many applications ask at the site).
         """
 
     @_abc_1.abstractmethod
@@ -158,7 +182,9 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.SetSiteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_routing_pb2.SetSiteResponse, _abc.Awaitable[_routing_pb2.SetSiteResponse]]:
-        """States what the applications of a site may use together. Errors: FIELD_INVALID."""
+        """States what the applications of a site may use together. Errors: FIELD_INVALID, QUEUE_FULL (too many sites have a budget),
+        STORAGE_FULL.
+        """
 
     @_abc_1.abstractmethod
     def GetShares(
@@ -210,7 +236,9 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.WatchDriftRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_routing_pb2.WatchDriftResponse], _abc.AsyncIterator[_routing_pb2.WatchDriftResponse]]:
-        """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID."""
+        """Sends drift events from a number on, those that come too, so that a trainer can start. Errors: FIELD_INVALID, QUEUE_FULL
+        with RetryInfo (too many watch), NOT_READY (the router stops).
+        """
 
     @_abc_1.abstractmethod
     def ResolveDrift(
@@ -218,6 +246,8 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.ResolveDriftRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_routing_pb2.ResolveDriftResponse, _abc.Awaitable[_routing_pb2.ResolveDriftResponse]]:
-        """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID."""
+        """Ends what a drift tightened: a person has seen to it. Errors: FIELD_INVALID, DRIFT_NOT_FOUND, STORAGE_FULL (nothing
+        changed).
+        """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
