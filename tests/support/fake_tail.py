@@ -57,7 +57,7 @@ class FakeTail(segment_pb2_grpc.SegmentServiceServicer):
 
     async def _respond(self, frame: pb.SegmentFrame, context: Any) -> None:
         response = await self._response(frame)
-        with suppress(grpc.aio.UsageError):  # the stream is over: nobody reads it
+        with suppress(grpc.aio.BaseError):  # the stream is over: nobody reads it
             async with self._writing:
                 await context.write(response)
 

@@ -29,7 +29,7 @@ from splitmesh.kernel.config import ServiceSettings, describe_settings
 from splitmesh.kernel.discovery import Discovery, Instance, Registration
 from splitmesh.kernel.discovery_consul import ConsulDiscovery, GrpcCheck
 from splitmesh.kernel.discovery_static import StaticDiscovery, parse_static
-from splitmesh.kernel.memory import keep_freed_memory
+from splitmesh.kernel.memory import keep_freed_memory, settle
 from splitmesh.kernel.server import Binding, HealthControl, make_server
 from splitmesh.kernel.streams import Drain
 from splitmesh.kernel.supervisor import ReplicaSettings, Supervisor, end_with_parent, own_command
@@ -260,6 +260,7 @@ async def _serve(name: str, settings: S, build: Build[S]) -> int:
         if settings.supervised:
             end_with_parent(stop)
     async with Host(name, settings, build) as host:
+        settle()
         _write_ready_file(settings, host.address)
         await stop.wait()
     return 0
