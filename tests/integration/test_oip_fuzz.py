@@ -20,7 +20,7 @@ from tests.support.worlds import CHAIN, MODEL, WAIT_S, WHOLE_ONLY, world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-REQUESTS = 400
+REQUESTS = 800
 AT_ONCE = 8
 ANSWER_S = 10.0
 IMPOSSIBLE = {Reason.INTERNAL, Reason.CANCELLED}
@@ -175,7 +175,7 @@ async def test_a_request_is_answered_or_refused_for_what_is_wrong_with_it(
             assert "grpc_status" not in error.metadata, (error, message)
     assert not reasons & IMPOSSIBLE
     assert None in outcomes
-    assert len(reasons) > 4  # what is drawn changes with the constants in the code
+    assert len(reasons) > 6
 
 
 async def test_a_stream_says_what_is_wrong_with_each_request_and_goes_on(
