@@ -192,8 +192,10 @@ async def test_closing_ends_every_watch(discovery: Discovery, server: HealthServ
         return [current async for current in sets]
 
     waiting = asyncio.create_task(rest())
-    await asyncio.wait_for(discovery.close(), DEADLINE_S)
-    assert await asyncio.wait_for(waiting, DEADLINE_S) == []
+    async with asyncio.timeout(DEADLINE_S):
+        await discovery.close()
+    async with asyncio.timeout(DEADLINE_S):
+        assert await waiting == []
 
 
 async def test_a_closed_discovery_is_unavailable(discovery: Discovery, server: HealthServer) -> None:
@@ -300,7 +302,8 @@ async def test_without_an_agent_calls_are_unavailable(over: Over, agent: ConsulA
         with pytest.raises(MeshError) as caught:
             await call
         assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
-    await asyncio.wait_for(discovery.close(), DEADLINE_S)
+    async with asyncio.timeout(DEADLINE_S):
+        await discovery.close()
 
 
 async def test_an_agent_that_hangs_costs_one_deadline(over: Over, agent: ConsulAgent, server: HealthServer) -> None:

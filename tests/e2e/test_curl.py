@@ -46,7 +46,8 @@ async def curl(
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "BUF_CACHE_DIR": str(cache)},
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
 
 

@@ -39,7 +39,8 @@ class Line:
             self.sent_at[len(self.sent_at)] = time.monotonic()
             yield frame
             try:
-                await asyncio.wait_for(self.stopped.wait(), 1 / FRAMES_PER_S)
+                async with asyncio.timeout(1 / FRAMES_PER_S):
+                    await self.stopped.wait()
             except TimeoutError:
                 continue
 

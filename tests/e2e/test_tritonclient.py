@@ -32,7 +32,8 @@ async def run(program: Path, *arguments: object) -> tuple[int | None, str, str]:
         program, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            out, err = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

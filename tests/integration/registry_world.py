@@ -172,7 +172,8 @@ class Process:
 
     async def address(self) -> str:
         """Where it answers, as soon as its log says that it runs."""
-        return await asyncio.wait_for(asyncio.to_thread(self._read_address), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            return await asyncio.to_thread(self._read_address)
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed."""

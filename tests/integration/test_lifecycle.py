@@ -163,9 +163,11 @@ async def test_a_stop_answers_what_a_stream_has_sent_and_ends_it_with_not_ready(
         raw = Raw(segment_pb2_grpc.SegmentServiceStub(channel).Run())
         for frame_id in (1, 2, 3):
             await raw.write(frame(frame_id))
-        await asyncio.wait_for(taken.wait(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await taken.wait()
         stopping = asyncio.create_task(host.stop())
-        await asyncio.wait_for(service.drain.begun.wait(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await service.drain.begun.wait()
         go_on.set()
         assert sorted([(await raw.read()).result.frame_id for _ in range(3)]) == [1, 2, 3]
         error = await ended(raw)
@@ -190,8 +192,10 @@ async def test_a_stop_waits_no_longer_than_the_drain_for_an_answer_that_never_co
     async with Host("small", settings(drain_s=0.2), service) as host, open_channel(host.address) as channel:
         raw = Raw(segment_pb2_grpc.SegmentServiceStub(channel).Run())
         await raw.write(frame(1))
-        await asyncio.wait_for(taken.wait(), WAIT_S)
-        await asyncio.wait_for(host.stop(), 5.0)
+        async with asyncio.timeout(WAIT_S):
+            await taken.wait()
+        async with asyncio.timeout(5.0):
+            await host.stop()
         assert (await ended(raw)).reason in (Reason.SERVICE_UNAVAILABLE, Reason.CANCELLED)
 
 
@@ -224,7 +228,8 @@ async def test_a_client_that_goes_away_without_reading_leaves_nothing_open() -> 
             await raw.write(frame(1))
             await raw.read()
             raw.call.cancel()
-            await asyncio.wait_for(closed.wait(), 5.0)
+            async with asyncio.timeout(5.0):
+                await closed.wait()
 
 
 # as processes
@@ -247,7 +252,8 @@ async def python(*arguments: str, **settings_: object) -> asyncio.subprocess.Pro
 
 
 async def finished(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
 
 
@@ -263,7 +269,8 @@ async def test_a_process_says_when_it_runs_and_ends_with_0_when_told_to(
         status = await stub.Check(health_pb2.HealthCheckRequest(service=""), timeout=WAIT_S)
         assert status.status == health_pb2.HealthCheckResponse.SERVING
         running.process.send_signal(signal_)
-        assert await asyncio.wait_for(running.process.wait(), WAIT_S) == 0
+        async with asyncio.timeout(WAIT_S):
+            assert await running.process.wait() == 0
     await running.stop()
     lines = (tmp_path / "tail-1.log").read_text().splitlines()
     assert [json.loads(one)["message"] for one in lines] == [

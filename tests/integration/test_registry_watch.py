@@ -32,7 +32,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def following(states: AsyncIterator[VersionInfo | None]) -> int | None:
     """The next state's version number."""
-    state = await asyncio.wait_for(anext(states), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        state = await anext(states)
     return state.version if state else None
 
 
@@ -73,7 +74,8 @@ async def test_a_slow_watcher_gets_the_latest_state_not_a_queue(world: World) ->
     await world.client.set_alias("m", "prod", 3 - last)
     revisions = [0]
     while True:
-        news = await asyncio.wait_for(call.read(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            news = await call.read()
         revisions.append(news.revision)
         if news.revision == await newest_revision(world):
             break
@@ -84,7 +86,8 @@ async def test_a_slow_watcher_gets_the_latest_state_not_a_queue(world: World) ->
 
 async def newest_revision(world: World) -> int:
     call = world.stub.WatchAlias(pb.WatchAliasRequest(model="m", alias="prod"))
-    revision = int((await asyncio.wait_for(call.read(), WAIT_S)).revision)
+    async with asyncio.timeout(WAIT_S):
+        revision = int((await call.read()).revision)
     call.cancel()
     return revision
 
@@ -137,7 +140,8 @@ async def test_a_stop_does_not_wait_for_watchers(tmp_path: Path) -> None:
     async with running(tmp_path, drain_s=600.0) as world:
         call = world.stub.WatchAlias(pb.WatchAliasRequest(model="m", alias="prod"))
         await call.read()
-        await asyncio.wait_for(world.stop(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await world.stop()
         with pytest.raises(MeshError) as error:
             async with mesh_errors():
                 await call.read()

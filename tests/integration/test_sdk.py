@@ -210,7 +210,8 @@ async def test_a_head_that_is_replaced_in_mid_stream_gets_the_rest() -> None:
         async with served(FakeHead(answer=hang)) as first:
             mesh = await stack.enter_async_context(Mesh(first.address))
             collecting = asyncio.create_task(collect(mesh, frames(30)))
-            await asyncio.wait_for(stuck.wait(), WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                await stuck.wait()
         async with served(FakeHead(), int(first.address.rpartition(":")[2])) as second:
             assert_each_answered_once(await collecting, 30)
             # An answer that was under way when the first head went may be asked for again, an unanswered frame must be.

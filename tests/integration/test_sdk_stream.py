@@ -200,9 +200,11 @@ async def test_a_reader_that_does_not_read_slows_also_a_camera_that_drops(head: 
         for frame in frames(1 + 3):
             await stream.send(frame)  # one waits, three gave way
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(stream.send(b"one more"), 0.1)
+            async with asyncio.timeout(0.1):
+                await stream.send(b"one more")
         await anext(stream)
-        await asyncio.wait_for(stream.send(b"one more"), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await stream.send(b"one more")
 
 
 async def test_a_cancelled_frame_is_given_up_at_the_head_too(head: FakeHead, mesh: Mesh) -> None:
@@ -308,7 +310,8 @@ async def test_closing_the_mesh_ends_its_calls(head: FakeHead, mesh: Mesh) -> No
     calls.append(asyncio.create_task(mesh.infer(b"afterwards")))
     for call in calls:
         with pytest.raises(MeshError) as caught:
-            await asyncio.wait_for(call, WAIT_S / 4)
+            async with asyncio.timeout(WAIT_S / 4):
+                await call
         assert caught.value.reason is Reason.CANCELLED
 
 

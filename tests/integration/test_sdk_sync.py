@@ -26,7 +26,8 @@ async def head() -> AsyncIterator[FakeHead]:
 
 
 async def in_thread(use: Callable[[], T]) -> T:
-    return await asyncio.wait_for(asyncio.to_thread(use), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        return await asyncio.to_thread(use)
 
 
 def frames(count: int) -> list[bytes]:

@@ -107,7 +107,8 @@ async def test_a_call_without_a_deadline_gets_the_servers() -> None:
         raise AssertionError
 
     async with Host("small", settings(default_deadline_s=0.1), SmallService(describe=never)) as host:
-        error = await asyncio.wait_for(refused(host, timeout=None), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            error = await refused(host, timeout=None)
         assert error.reason is Reason.DEADLINE_EXPIRED
         assert "0.1 s" in error.message
 
@@ -163,7 +164,8 @@ async def test_calls_above_the_servers_limit_are_refused() -> None:
 
     async with Host("small", settings(max_concurrent_rpcs=1), SmallService(describe=wait)) as host:
         first = asyncio.create_task(described(host))
-        await asyncio.wait_for(running.wait(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await running.wait()
         assert (await refused(host)).reason is Reason.QUEUE_FULL
         go_on.set()
         assert (await first).node == "first"

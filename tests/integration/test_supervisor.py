@@ -121,7 +121,8 @@ async def test_every_process_is_an_instance_one_that_is_killed_comes_back_and_at
                 for raw in (one, two):
                     assert (await raw.read()).WhichOneof("message") == "draining"
                     assert (await ended(raw)).reason is Reason.NOT_READY
-                assert await asyncio.wait_for(tails.running.process.wait(), WAIT_S) == 0
+                async with asyncio.timeout(WAIT_S):
+                    assert await tails.running.process.wait() == 0
         finally:
             await tails.running.kill()
         assert tails.messages().count("tail has stopped") == 3
@@ -233,7 +234,8 @@ async def test_a_process_that_never_gets_ready_is_killed(
     settings = ReplicaSettings(processes=2, drain_s=0, ready_file=tmp_path / "ready")
     hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
     running = Supervisor("hangs", hangs, settings).run(asyncio.Event())
-    assert await asyncio.wait_for(running, WAIT_S) == 1
+    async with asyncio.timeout(WAIT_S):
+        assert await running == 1
     assert "was not running after" in caplog.text
 
 

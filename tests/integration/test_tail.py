@@ -116,7 +116,8 @@ async def test_a_load_in_progress_does_not_hold_up_streams_to_loaded_segments(
         await assert_alive(raw)
     monkeypatch.setattr("cloud.tail.segments.Segments._load", slow)
     opening = asyncio.create_task(first_answer(tail.address, 2))
-    await asyncio.wait_for(loading.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await loading.wait()
     async with run_stream(tail.address, MODEL, 1) as raw:
         await assert_alive(raw)
     assert not opening.done()

@@ -68,7 +68,8 @@ async def batching(run: Any, *, times: BatchTimes | None = None, **options: Any)
     finally:
         if isinstance(run, Doubler):
             run.go_on.set()
-        await asyncio.wait_for(batcher.stop(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await batcher.stop()
 
 
 @asynccontextmanager
@@ -102,4 +103,5 @@ async def slots(count: int = 1, **limits: int) -> AsyncIterator[ComputeSlots]:
     try:
         yield made
     finally:
-        await asyncio.wait_for(made.stop(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await made.stop()

@@ -182,7 +182,8 @@ async def test_a_model_that_answers_with_other_rows_than_it_was_given_is_found_o
 
     async with batching(loses_a_row) as batcher:
         with pytest.raises(MeshError) as caught:
-            await asyncio.wait_for(batcher.submit(feed(1), WAIT_S), WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                await batcher.submit(feed(1), WAIT_S)
     assert caught.value.reason is Reason.MODEL_CORRUPT
 
 

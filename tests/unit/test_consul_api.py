@@ -100,7 +100,8 @@ async def test_a_watch_starts_anew_when_the_index_goes_back_and_never_asks_witho
                 seen.append(current[0].address)
 
         following = asyncio.create_task(follow())
-        await asyncio.wait_for(enough.wait(), 20.0)
+        async with asyncio.timeout(20.0):
+            await enough.wait()
         await discovery.close()
         await following
     assert asked[:5] == ["-", "9", "-", "1", "1"]
@@ -125,6 +126,7 @@ async def test_a_watch_of_a_churning_service_settles_at_a_steady_rate() -> None:
         following = asyncio.create_task(follow())
         asyncio.get_running_loop().call_later(1.5, lambda: closing.append(asyncio.create_task(discovery.close())))
         closing: list[asyncio.Task[None]] = []
-        await asyncio.wait_for(following, 20.0)
+        async with asyncio.timeout(20.0):
+            await following
         await closing[0]
     assert 2 <= asked <= 5

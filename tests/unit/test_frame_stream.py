@@ -333,7 +333,8 @@ async def test_a_drain_is_announced_once_and_what_comes_after_it_is_refused() ->
     assert await bench.read() == ["1 answered"]
     bench.end()
     await ended_by_the_drain(bench)
-    await asyncio.wait_for(draining, WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await draining
 
 
 async def test_a_drain_ends_a_stream_whose_client_never_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +348,8 @@ async def test_a_drain_ends_a_stream_whose_client_never_ends_it(monkeypatch: pyt
     bench.answer(1, 2)
     assert await bench.read(2) == ["1 answered", "2 answered"]
     await ended_by_the_drain(bench)
-    await asyncio.wait_for(draining, WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await draining
 
 
 async def ended_by_the_drain(bench: Bench) -> None:

@@ -130,7 +130,8 @@ async def test_cancelling_the_call_ends_the_child() -> None:
             wait_forever, deadline_s=3600, max_memory_bytes=MEMORY, on_progress=lambda pid, _: runs.set_result(int(pid))
         )
     )
-    pid = await asyncio.wait_for(runs, 30)
+    async with asyncio.timeout(30):
+        pid = await runs
     job.cancel()
     with pytest.raises(asyncio.CancelledError):
         await job

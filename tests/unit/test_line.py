@@ -258,8 +258,10 @@ async def test_whatever_a_job_raises_its_caller_hears_of_it_and_the_thread_works
         raise kind
 
     with pytest.raises((MemoryError, RuntimeError)):
-        await asyncio.wait_for(line.do(fails, expires=now() + LATER_S, took=BatchTimes()), WAIT_S)
-    assert await asyncio.wait_for(line.do(lambda: 1, expires=now() + LATER_S, took=BatchTimes()), WAIT_S) == 1
+        async with asyncio.timeout(WAIT_S):
+            await line.do(fails, expires=now() + LATER_S, took=BatchTimes())
+    async with asyncio.timeout(WAIT_S):
+        assert await line.do(lambda: 1, expires=now() + LATER_S, took=BatchTimes()) == 1
 
 
 async def test_a_line_that_was_closed_takes_nothing_more(line: Line) -> None:

@@ -125,7 +125,8 @@ async def test_who_gives_up_does_not_take_the_answer_from_the_others(made: Made)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     made.registry.answers.set()
-    assert await asyncio.wait_for(second, WAIT_S) == 1
+    async with asyncio.timeout(WAIT_S):
+        assert await second == 1
 
 
 async def test_a_move_is_served_when_the_version_is_loaded(made: Made) -> None:

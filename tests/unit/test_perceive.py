@@ -104,7 +104,8 @@ async def test_a_version_in_use_is_closed_when_its_last_frame_is_answered(active
         await asyncio.sleep(0)
         assert not retiring.done()
         perceive(version, FrameRequest(Picture(picture(HARD))), max_pixels=1000, limits=LIMITS, codec="zstd")
-    await asyncio.wait_for(retiring, 5)
+    async with asyncio.timeout(5):
+        await retiring
     with pytest.raises(MeshError):
         perceive(version, FrameRequest(Picture(picture(HARD))), max_pixels=1000, limits=LIMITS, codec="zstd")
 

@@ -183,7 +183,8 @@ async def test_a_cancelled_upload_keeps_its_bytes(folder: Folder) -> None:
             await asyncio.Event().wait()
 
     task = asyncio.create_task(upload_and_hang())
-    await asyncio.wait_for(written.wait(), 10)
+    async with asyncio.timeout(10):
+        await written.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -92,11 +92,14 @@ async def test_a_caller_that_hangs_up_takes_the_child_with_it(tmp_path: Path) ->
     os.mkfifo(pipe)
     code = "import sys, threading; f = open(sys.argv[1], 'w'); f.write('up'); f.flush(); threading.Event().wait()"
     task = asyncio.create_task(verdict(ModelCheck(LIMITS, child=child(tmp_path, code)), pipe))
-    reader = await asyncio.wait_for(asyncio.to_thread(pipe.open), WAIT_S)
-    assert await asyncio.wait_for(asyncio.to_thread(reader.read, 2), WAIT_S) == "up"
+    async with asyncio.timeout(WAIT_S):
+        reader = await asyncio.to_thread(pipe.open)
+    async with asyncio.timeout(WAIT_S):
+        assert await asyncio.to_thread(reader.read, 2) == "up"
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     # The pipe ends when the last process that could write to it is gone.
-    assert await asyncio.wait_for(asyncio.to_thread(reader.read), WAIT_S) == ""
+    async with asyncio.timeout(WAIT_S):
+        assert await asyncio.to_thread(reader.read) == ""
     reader.close()

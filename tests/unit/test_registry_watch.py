@@ -55,7 +55,8 @@ async def test_a_state_that_was_overtaken_is_not_told(store: CountingStore, watc
     watch.offer(newer)
     newest = (await store.set_alias("m", "prod", 1)).state
     watch.offer(newest)
-    assert await asyncio.wait_for(following, 10) == newest
+    async with asyncio.timeout(10):
+        assert await following == newest
     await states.aclose()
 
 

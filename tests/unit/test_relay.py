@@ -73,7 +73,8 @@ async def connect() -> AsyncIterator[Connect]:
 
     async def open_one(relay: LinkRelay) -> Pair:
         host, port = relay.address.split(":")
-        pair = await asyncio.wait_for(asyncio.open_connection(host, int(port)), DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S):
+            pair = await asyncio.open_connection(host, int(port))
         opened.append(pair[1])
         return pair
 
@@ -107,7 +108,8 @@ async def seconds(wanted: Awaitable[object]) -> float:
 async def ended(pair: Pair) -> bool:
     """Whether the connection is reset, or ends, within the deadline."""
     try:
-        return await asyncio.wait_for(pair[0].read(1), DEADLINE_S) == b""
+        async with asyncio.timeout(DEADLINE_S):
+            return await pair[0].read(1) == b""
     except ConnectionError:
         return True
 
@@ -166,7 +168,8 @@ async def test_jitter_never_reorders_bytes(connect: Connect) -> None:
         for start in range(0, len(payload), 30_000):
             pair[1].write(payload[start : start + 30_000])
             await pair[1].drain()
-        assert await asyncio.wait_for(pair[0].readexactly(len(payload)), DEADLINE_S) == payload
+        async with asyncio.timeout(DEADLINE_S):
+            assert await pair[0].readexactly(len(payload)) == payload
 
 
 async def test_bytes_are_counted_exactly_in_each_direction(connect: Connect) -> None:
@@ -178,7 +181,8 @@ async def test_bytes_are_counted_exactly_in_each_direction(connect: Connect) -> 
         reader, writer = await connect(relay)
         writer.write(bytes(12_345))
         writer.write_eof()
-        assert len(await asyncio.wait_for(reader.read(), DEADLINE_S)) == 123_450
+        async with asyncio.timeout(DEADLINE_S):
+            assert len(await reader.read()) == 123_450
         assert (relay.uplink_bytes, relay.downlink_bytes, relay.in_flight_bytes) == (12_345, 123_450, 0)
 
 
@@ -195,7 +199,8 @@ async def test_a_sender_is_slowed_down_while_nobody_reads(connect: Connect) -> N
         with suppress(TimeoutError):
             while accepted < 64 << 20:
                 writer.write(bytes(1 << 18))
-                await asyncio.wait_for(writer.drain(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await writer.drain()
                 accepted += 1 << 18
         assert accepted < 16 << 20, "the sender got rid of more than buffers may hold"
         assert 1 << 20 < relay.in_flight_bytes < 5 << 20
@@ -231,7 +236,8 @@ async def test_an_outage_swallows_what_is_sent_and_then_cuts(connect: Connect) -
     async with serving(collect) as target, LinkRelay(target, link()) as relay:
         pair = await connect(relay)
         pair[1].write(b"heard")
-        await asyncio.wait_for(pair[0].readexactly(1), DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S):
+            await pair[0].readexactly(1)
         relay.down(cut_after_s=0.3)
         pair[1].write(b"lost")
         assert 0.25 <= await seconds(ended(pair)) < 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
@@ -15,6 +16,21 @@ from splitmesh.errors import MeshError, Reason
 from tests.unit.share_heads import INTERVAL_S, World, asks, in_force, load
 
 BUDGET = 100_000.0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_stopping_never_waits_whenever_news_came_just_before(turns: int) -> None:
+    world = World()
+    board = world.board
+    await board.start()
+    await world.state(bytes_per_s=BUDGET)
+    world.head().ask(asks(per_s=10))
+    await asyncio.sleep(0.05)  # it sleeps until the grant may be looked at again
+    board.join("mec-2", "line-4")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10.0):
+        await board.stop()
 
 
 async def test_a_site_without_a_budget_limits_nobody() -> None:

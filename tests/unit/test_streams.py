@@ -47,7 +47,8 @@ async def collected(responses: AsyncGenerator[str]) -> list[str]:
 
 async def drained(drain: Drain) -> None:
     """Drain completely, in much less than its time-out."""
-    await asyncio.wait_for(drain.drain(60), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await drain.drain(60)
 
 
 async def test_everything_taken_is_answered_as_soon_as_it_is_ready() -> None:
@@ -85,7 +86,8 @@ async def test_exactly_the_item_above_the_credit_is_refused() -> None:
         return str(item)
 
     responses = stream(wait, credit=2).serve(items(1, 2, 3))
-    assert await asyncio.wait_for(anext(responses), WAIT_S) == "refused 3: QUEUE_FULL"
+    async with asyncio.timeout(WAIT_S):
+        assert await anext(responses) == "refused 3: QUEUE_FULL"
     go_on.set()
     assert sorted(await collected(responses)) == ["1", "2"]
 
@@ -105,15 +107,19 @@ async def test_a_drain_answers_what_was_taken_and_then_says_not_ready() -> None:
 
     responses = stream(wait, drain=drain).serve(one_and_then_nothing())
     first = asyncio.create_task(anext(responses))
-    await asyncio.wait_for(taken.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await taken.wait()
     draining = asyncio.create_task(drain.drain(60))
-    await asyncio.wait_for(drain.begun.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await drain.begun.wait()
     go_on.set()
-    assert await asyncio.wait_for(first, WAIT_S) == "1"
+    async with asyncio.timeout(WAIT_S):
+        assert await first == "1"
     with pytest.raises(MeshError) as caught:
         await anext(responses)
     assert caught.value.reason is Reason.NOT_READY
-    await asyncio.wait_for(draining, WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await draining
 
 
 async def test_no_stream_opens_while_draining() -> None:
@@ -137,7 +143,8 @@ async def test_an_error_of_the_source_is_raised_after_what_was_taken_is_answered
         raise MeshError(Reason.PROTOCOL_VIOLATION, "a chunk without a frame")
 
     responses = stream(wait).serve(broken())
-    assert await asyncio.wait_for(anext(responses), WAIT_S) == "1"
+    async with asyncio.timeout(WAIT_S):
+        assert await anext(responses) == "1"
     with pytest.raises(MeshError) as caught:
         await anext(responses)
     assert caught.value.reason is Reason.PROTOCOL_VIOLATION
@@ -162,7 +169,8 @@ async def test_a_reader_that_leaves_with_a_full_queue_leaves_nothing_behind() ->
     for _ in range(200):
         await asyncio.sleep(0)  # until nothing moves any more: the queue is full and nobody reads
     assert not answered.is_set()
-    await asyncio.wait_for(responses.aclose(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await responses.aclose()
     await drained(drain)
     assert asyncio.all_tasks() == before
 
@@ -183,13 +191,15 @@ async def test_a_second_cancellation_during_the_first_does_not_keep_the_drain_wa
             pass
 
     reading = asyncio.create_task(read())
-    await asyncio.wait_for(taken.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await taken.wait()
     for _ in range(2):
         reading.cancel()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(reading, WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await reading
     await drained(drain)
     stubborn.set()
 
@@ -207,9 +217,11 @@ async def test_a_cancelled_stream_cancels_its_answers() -> None:
 
     responses = stream(wait, drain=drain).serve(items(1))
     first = asyncio.create_task(anext(responses))
-    await asyncio.wait_for(taken.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await taken.wait()
     first.cancel()
-    await asyncio.wait_for(cancelled.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await cancelled.wait()
     await drained(drain)
 
 
@@ -228,7 +240,8 @@ async def test_frames_whose_reader_has_left_are_refused_once_each_begun_or_not()
 
     left = FrameStream(wait, refuse, frame_id=lambda item: item, credit=4, drain=Drain(), concurrency=2)
     responses = left.serve(items(1, 2, 3, 4))
-    assert await asyncio.wait_for(anext(responses), WAIT_S) == "answer"
+    async with asyncio.timeout(WAIT_S):
+        assert await anext(responses) == "answer"
     await responses.aclose()
     assert sorted(refused) == [(item, Reason.CANCELLED) for item in (2, 3, 4)]
 
@@ -236,7 +249,8 @@ async def test_frames_whose_reader_has_left_are_refused_once_each_begun_or_not()
 async def test_a_drain_waits_no_longer_than_told() -> None:
     drain = Drain()
     drain.enter()
-    await asyncio.wait_for(drain.drain(0.01), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await drain.drain(0.01)
 
 
 # a value that is followed
@@ -252,7 +266,8 @@ async def test_a_follower_sees_the_value_then_each_change_and_who_is_slow_the_la
     waiting = asyncio.create_task(anext(follower))
     await asyncio.sleep(0)
     latest.set("d")
-    assert await asyncio.wait_for(waiting, WAIT_S) == "d"
+    async with asyncio.timeout(WAIT_S):
+        assert await waiting == "d"
     await follower.aclose()
     await drained(drain)
 
@@ -265,7 +280,8 @@ async def test_a_follower_of_nothing_yet_waits_for_the_first_value_and_ends_afte
     waiting = asyncio.create_task(anext(follower))
     await asyncio.sleep(0)
     latest.set("first")
-    assert await asyncio.wait_for(waiting, WAIT_S) == "first"
+    async with asyncio.timeout(WAIT_S):
+        assert await waiting == "first"
     await follower.aclose()
 
 

@@ -90,7 +90,8 @@ async def test_a_stream_that_is_to_finish_waits_for_its_frames_and_no_longer_tha
     await asyncio.sleep(0.05)
     assert not finishing.done()
     stream._receive(Lifted(segment_pb2.RunResponse(result=segment_pb2.Result(frame_id=flight.frame_id)), ()))
-    await asyncio.wait_for(finishing, 5)
+    async with asyncio.timeout(5):
+        await finishing
     assert flight.answer.result()
     late = _send(stream)
     await stream.finish(0.05)

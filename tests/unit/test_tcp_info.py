@@ -115,7 +115,8 @@ async def test_grpc_s_own_connection_is_seen_and_a_far_link_tells_its_round_trip
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
-        await asyncio.wait_for(channel.channel_ready(), 10)
+        async with asyncio.timeout(10):
+            await channel.channel_ready()
         with pytest.raises(grpc.RpcError):
             await channel.unary_unary("/no.Such/Method")(b"", timeout=5)
         facts = tcp_facts([("localhost", port)])

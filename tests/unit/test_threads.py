@@ -106,7 +106,8 @@ async def test_what_is_told_together_wakes_the_loop_once_and_keeps_its_order() -
     for number in range(5):
         teller.tell(partial(told.append, number))
     teller.tell(all_told.set)
-    await asyncio.wait_for(all_told.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await all_told.wait()
     assert told == [0, 1, 2, 3, 4]
     assert wakes == 1
 
@@ -128,7 +129,8 @@ async def test_nothing_told_from_many_threads_is_lost() -> None:
 
     for _ in range(4):
         threads.start(tell)
-    await asyncio.wait_for(everything.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await everything.wait()
     threads.close()
 
 
@@ -136,7 +138,8 @@ async def test_a_result_that_cannot_be_told_does_not_hold_back_the_next(caplog: 
     teller, told = Teller(asyncio.get_running_loop()), asyncio.Event()
     teller.tell(lambda: 1 / 0)
     teller.tell(told.set)
-    await asyncio.wait_for(told.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await told.wait()
     assert "could not be told" in caplog.text
 
 

@@ -58,7 +58,8 @@ class Router:
 
 
 async def soon(queue: asyncio.Queue[Any]) -> Any:
-    return await asyncio.wait_for(queue.get(), 5)
+    async with asyncio.timeout(5):
+        return await queue.get()
 
 
 def share(router: Router, granted: Any = lambda grant: None) -> UplinkShare:
@@ -129,7 +130,8 @@ async def test_an_unforeseen_failure_does_not_end_the_sharing(caplog: pytest.Log
     await uplink.start()
     router.grants.put_nowait(Grant(1.0, 1.0, (), ""))
     router.grants.put_nowait(Grant(2.0, 2.0, (), ""))
-    await asyncio.wait_for(told.wait(), 5)
+    async with asyncio.timeout(5):
+        await told.wait()
     assert "ZeroDivisionError" in caplog.text
     await uplink.stop()
 
@@ -146,7 +148,8 @@ async def test_a_broken_grant_is_logged_once_and_the_one_before_holds(
         for broken in (math.nan, -1.0, math.nan):
             router.grants.put_nowait(Grant(broken, 1.0, (), "broken"))
         router.grants.put_nowait(MeshError(Reason.FIELD_INVALID, "away for a while"))
-        await asyncio.wait_for(router.left.wait(), 5)
+        async with asyncio.timeout(5):
+            await router.left.wait()
     assert caplog.text.count("not kept to") == 1
     assert "first" in budget.refuses("solder", 1.0, 1000)
     await budget.stop()
@@ -159,7 +162,8 @@ async def test_a_head_that_restarts_without_a_router_keeps_to_what_was_granted(t
     await budget.start()
     router.grants.put_nowait(Grant(0.0, math.inf, (), "the site is closed"))
     router.grants.put_nowait(MeshError(Reason.FIELD_INVALID, "away for a while"))
-    await asyncio.wait_for(router.left.wait(), 5)
+    async with asyncio.timeout(5):
+        await router.left.wait()
     await budget.stop()
     again = Budget(settings, cast(Any, Router()), list)
     assert again.refuses("solder", 1.0, 1000) == ""
@@ -185,7 +189,8 @@ async def test_a_look_that_fails_does_not_end_the_looking(
 
     budget = Budget(HeadSettings(data_dir=tmp_path), cast(Any, Router()), loaded)
     await budget.start()
-    await asyncio.wait_for(twice.wait(), 5)
+    async with asyncio.timeout(5):
+        await twice.wait()
     assert "ZeroDivisionError" in caplog.text
     await budget.stop()
 

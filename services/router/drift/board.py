@@ -98,7 +98,8 @@ class DriftBoard:
         self._wake.set()
         try:
             if self._task is not None:
-                await asyncio.wait_for(self._task, STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await self._task
                 await self._save()
         except TimeoutError:
             log.warning("samples that wait are left out: there was no time to look at them")
@@ -191,7 +192,8 @@ class DriftBoard:
             if not self._due:
                 self._idle.set()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(0.0, save_at - loop.time()))
+                    async with asyncio.timeout_at(save_at):
+                        await self._wake.wait()
             self._wake.clear()
             if loop.time() >= save_at:
                 await self._save()

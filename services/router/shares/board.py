@@ -163,7 +163,8 @@ class ShareBoard:
             await asyncio.sleep(REST * (self._clock() - begun_s))
             due_s = self._due_in_s()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), None if math.isinf(due_s) else max(0.0, due_s))
+                async with asyncio.timeout(None if math.isinf(due_s) else due_s):
+                    await self._news.wait()
 
     def _live(self, name: str) -> LiveSite:
         if name not in self._sites:

@@ -84,7 +84,8 @@ async def _read(board: ShareBoard, member: Member, requests: AsyncIterator[pb.Sh
     """Until the head takes its leave, or its side ends without that, which a broken stream does too, or is silent for long."""
     while True:
         try:
-            request = await asyncio.wait_for(anext(requests), SILENT_S)
+            async with asyncio.timeout(SILENT_S):
+                request = await anext(requests)
         except (StopAsyncIteration, TimeoutError):
             return
         if request.leaving:
@@ -95,7 +96,8 @@ async def _read(board: ShareBoard, member: Member, requests: AsyncIterator[pb.Sh
 
 async def _first(requests: AsyncIterator[pb.ShareUplinkRequest]) -> pb.ShareUplinkRequest:
     try:
-        return await asyncio.wait_for(anext(requests), FIRST_S)
+        async with asyncio.timeout(FIRST_S):
+            return await anext(requests)
     except StopAsyncIteration:
         raise field_error("node", "is missing: the stream ended before its first message") from None
     except TimeoutError:

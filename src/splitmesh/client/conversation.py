@@ -107,7 +107,8 @@ class Conversation:
         self._answered_all.clear()
         if self._owed:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._answered_all.wait(), LEAVE_S)
+                async with asyncio.timeout(LEAVE_S):
+                    await self._answered_all.wait()
 
     async def _write(self, call: Any) -> None:
         with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the reader reports how the stream ended

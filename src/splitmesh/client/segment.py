@@ -112,7 +112,8 @@ class SegmentLink:
     async def wait_accepted(self, timeout_s: float) -> bool:
         """Whether some tail has accepted this version within the time."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._accepted.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._accepted.wait()
         return self._accepted.is_set()
 
     @property

@@ -133,7 +133,8 @@ class TailStream:
     async def finish(self, within_s: float) -> None:
         """Wait until frames in flight are answered or given up, at most so long, then close."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._idle.wait()
         await self.close()
 
     def send(self, frame: Frame, trace_context: bytes, expires: float) -> Flight:

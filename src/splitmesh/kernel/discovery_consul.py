@@ -218,7 +218,8 @@ class ConsulDiscovery:
 
     async def _pause(self, delay_s: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                await self._closed.wait()
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -264,7 +265,8 @@ class _ConsulRegistration:
         while True:
             pause_s = min(owner._maintain_s, owner._backoff_s(failures)) if failures else owner._maintain_s
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
             if self._stopping.is_set():
                 return
             try:

@@ -63,7 +63,8 @@ class Drain:
         while self._told:
             self._told.pop()()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._none_open.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
 
 
 class FrameStream(Generic[Item, Response]):

@@ -261,7 +261,8 @@ class _Replica:
         with suppress(ProcessLookupError):  # it ended just now
             process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), drain_s + STOP_MARGIN_S)
+            async with asyncio.timeout(drain_s + STOP_MARGIN_S):
+                await process.wait()
         except TimeoutError:
             log.error("%s does not end; killing it", self._name)
             process.kill()
