@@ -173,6 +173,22 @@ async def test_a_stream_outlives_a_restart_of_the_router_and_its_site_keeps_its_
             await head.leave()
 
 
+async def test_streams_that_broke_leave_no_task_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broke: asyncio.Queue[object] = asyncio.Queue()
+    monkeypatch.setattr("splitmesh.client.shares.log.info", lambda *said: broke.put_nowait(said))
+    async with Host("router", settings(tmp_path), build) as host, connected(host) as channels:
+        before = asyncio.all_tasks()
+        head = Head(channels, "mec-1")
+        head.ask(10)
+        await head.until(math.inf, math.inf)
+        await host.stop()
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(3):
+                await broke.get()
+        await head.leave()
+    assert not [task for task in asyncio.all_tasks() - before if "request_iterator" in repr(task)]
+
+
 async def test_stopping_the_router_does_not_wait_for_its_heads(tmp_path: Path) -> None:
     async with Host("router", settings(tmp_path, drain_s=60.0), build) as host, connected(host) as channels:
         head = Head(channels, "mec-1")

@@ -183,7 +183,8 @@ class ShareClient:
     ) -> AsyncGenerator[Grant]:
         """One stream, until it breaks or what feeds it fails; of grants that wait only the newest is yielded."""
         async with mesh_errors():
-            call = (await self._stub()).ShareUplink(newest.requests(node, site))
+            over = asyncio.Event()
+            call = (await self._stub()).ShareUplink(newest.requests(node, site, over))
             got = _Got()
             reading = asyncio.create_task(got.read(call))
             try:
@@ -195,6 +196,8 @@ class ShareClient:
                 await asyncio.wait([reading], timeout=GOODBYE_S)
                 raise
             finally:
+                # Of a call that ended by itself gRPC goes on reading requests, for as long as there may be some.
+                newest.end(over)
                 call.cancel()
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
@@ -215,24 +218,30 @@ class _Newest:
         self._leaving = True
         self._changed.set()
 
+    def end(self, over: asyncio.Event) -> None:
+        """One stream's requests, which were given ``over``, end now."""
+        over.set()
+        self._changed.set()
+
     async def feed(self, updates: AsyncIterator[Update]) -> None:
         async for update in updates:
             self._update = update
             self._number += 1
             self._changed.set()
 
-    async def requests(self, node: str, site: str) -> AsyncGenerator[pb.ShareUplinkRequest]:
+    async def requests(self, node: str, site: str, over: asyncio.Event) -> AsyncGenerator[pb.ShareUplinkRequest]:
         """For one stream; the first message says who speaks, also where there is no update yet, the last that it leaves."""
         told = self._number
         yield _request(self._update or Update(()), node=node, site=site)
-        while not self._leaving:
+        while not self._leaving and not over.is_set():
             if told == self._number:
                 self._changed.clear()
                 await self._changed.wait()
             elif self._update is not None:
                 told = self._number
                 yield _request(self._update)
-        yield pb.ShareUplinkRequest(leaving=True)
+        if not over.is_set():
+            yield pb.ShareUplinkRequest(leaving=True)
 
 
 class _Got:
