@@ -30,13 +30,13 @@ help: ## This list
 
 setup: $(VENV)/.dev.installed ## Virtual environment in .venv with everything a developer needs
 
-tensorflow: $(VENV)/.tensorflow.installed ## Into .venv: what `splitmesh models push` needs for TensorFlow models (1.3 GB)
+tensorflow: $(VENV)/.tensorflow.installed ## Into .venv: what `splitmesh models import` needs for TensorFlow models (1.3 GB)
 
 demo: $(VENV)/.$(if $(DATA),train,run).installed ## The main job on this machine: make demo [DATA=folder of real pictures] [ARGS="--frames 200"]
 	$(IN_VENV)/python -m examples.solder_joints.demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: $(VENV)/.dev.installed ## All tests: make test [ARGS="-k plan --mesh=processes"]
-	$(IN_VENV)/python -m pytest $(ARGS)
+test: $(VENV)/.dev.installed ## All tests, on up to four cores: make test [ARGS="-k plan --mesh=processes"]
+	$(IN_VENV)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev.installed ## What CI checks beside the tests: lint, format, types, imports, stubs
 	$(IN_VENV)/python -m ruff check .

@@ -31,11 +31,10 @@ from benchmarks.architectures import build
 from benchmarks.harness import Result, arguments, publish
 from benchmarks.pictures import CALIBRATION_SEED, TEST_SEED, natural_pictures
 from examples.solder_joints.demo import ROOT, head_ready
-from splitmesh.cli.models import version_parts
+from splitmesh.cli.model_parts import version_parts
 from splitmesh.client import Answer
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient, PlanRow
-from splitmesh.client.registry import RegistryClient
 from splitmesh.model.calibration import pack_calibration
 from splitmesh.model.manifest import CALIBRATION
 from splitmesh.model.preprocess import Preprocess
@@ -136,7 +135,7 @@ async def _mesh() -> AsyncIterator[LocalMesh]:
 
 
 async def _of_model(mesh: LocalMesh, model: str, effort: Effort) -> list[Reading]:
-    registry, partitioner = RegistryClient(mesh.channels), PartitionClient(mesh.channels)
+    registry, partitioner = mesh.registry(), PartitionClient(mesh.channels)
     pushed = await registry.create_version(SERVED, _parts(model), created_by="push")
     for node in (HEAD_NODE, TAIL_NODE):
         await partitioner.profile(SERVED, pushed.version, node=node, budget_s=effort.profile_s)

@@ -34,11 +34,10 @@ from benchmarks.serving.cost import tree_cpu_s
 from benchmarks.serving.nets import SIDE, Layer, Net, build, chain, picture
 from examples.solder_joints.demo import MODEL, ROOT, SHIPPED_MODEL
 from examples.solder_joints.frames import rendered_frames
-from splitmesh.cli.models import version_parts
+from splitmesh.cli.model_parts import version_parts
 from splitmesh.client import Answer, AnsweredBy, Mesh
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient
-from splitmesh.client.registry import RegistryClient
 from splitmesh.client.segment import SegmentLink
 from splitmesh.errors import MeshError
 from splitmesh.kernel.channels import Channels
@@ -156,7 +155,7 @@ async def _push_shipped(mesh: LocalMesh) -> tuple[list[bytes], int]:
     model, labels, prepared = (SHIPPED_MODEL / name for name in ("model.onnx", "labels.json", "preprocess.json"))
     parts = version_parts(model, labels, prepared, None)
     parts[CALIBRATION] = pack_calibration(pictures.calibration)
-    pushed = await RegistryClient(mesh.channels).create_version(MODEL, parts, created_by="push")
+    pushed = await mesh.registry().create_version(MODEL, parts, created_by="push")
     split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, [CUT])
     version, _ = await CompressionClient(mesh.channels).compress(MODEL, split.version, ["int8-cut"])
     return pictures.frames, version
@@ -169,7 +168,7 @@ async def _push_net(
     model.write_bytes(content)
     preprocess.write_text(Preprocess(width=SIDE, height=SIDE, mean=(0.5,), std=(0.25,)).model_dump_json())
     parts = version_parts(model, None, preprocess, None)
-    pushed = await RegistryClient(mesh.channels).create_version(name, parts, created_by="push")
+    pushed = await mesh.registry().create_version(name, parts, created_by="push")
     client = PartitionClient(mesh.channels)
     return {cut: (name, (await client.split(name, pushed.version, [cut])).version) for cut in cuts}
 
@@ -178,7 +177,7 @@ async def _serving(deployed: Deployed, name: str) -> Mesh:
     """A gateway, once the head answers with this version and its tail."""
     model, version = deployed.versions[name]
     deployed.mesh.relay.set_profile(PROFILES["loopback"])
-    await RegistryClient(deployed.mesh.channels).set_alias(model, "production", version)
+    await deployed.mesh.registry().set_alias(model, "production", version)
     gateway = deployed.mesh.gateway(model=model, deadline_ms=DEADLINE_MS)
     async with asyncio.timeout(SETTLE_S):
         while True:
@@ -281,7 +280,7 @@ async def _through_a_tail(deployed: Deployed, name: str, samples: int) -> dict[s
     """Straight to the tail's process, past the relay, whose work would count as the client's."""
     model, version = deployed.versions[name]
     channels = Channels(StaticDiscovery({"tail": [deployed.mesh.address("tail")]}))
-    registry = RegistryClient(deployed.mesh.channels)
+    registry = deployed.mesh.registry()
     manifest = Manifest.from_json(await registry.fetch(await registry.get_version(model, version), MANIFEST))
     assert manifest.split is not None
     wire = [tensor.spec() for tensor in manifest.split.wire]

@@ -26,7 +26,7 @@ from benchmarks.harness import CUT, Result, arguments, publish
 from examples.solder_joints.demo import SHIPPED_MODEL
 from examples.solder_joints.frames import CALIBRATION_SEED
 from examples.solder_joints.render import dataset, to_jpeg
-from splitmesh.cli.models import version_parts
+from splitmesh.cli.model_parts import version_parts
 from splitmesh.compress import exits
 from splitmesh.compress.exit_answers import ExitAnswers, exit_answers, exit_rows, target_probabilities
 from splitmesh.compress.recipe import Exits

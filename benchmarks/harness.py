@@ -21,10 +21,9 @@ from rich.table import Table
 
 from examples.solder_joints.demo import MODEL, ROOT, SHIPPED_MODEL, head_ready
 from examples.solder_joints.frames import rendered_frames
-from splitmesh.cli.models import version_parts
+from splitmesh.cli.model_parts import version_parts
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient
-from splitmesh.client.registry import RegistryClient
 from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.model.calibration import pack_calibration
 from splitmesh.model.manifest import CALIBRATION
@@ -104,7 +103,7 @@ async def deployed_mesh(
         async with LocalMesh(
             ProcessLauncher(ROOT, work_dir), work_dir, link=link, tails=tails, settings=settings
         ) as mesh:
-            registry = RegistryClient(mesh.channels)
+            registry = mesh.registry()
             pushed = await registry.create_version(MODEL, parts, created_by="push")
             split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, [CUT])
             version, _ = await CompressionClient(mesh.channels).compress(MODEL, split.version, ["int8-cut", "exits"])

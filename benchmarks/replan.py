@@ -28,11 +28,10 @@ from benchmarks.harness import Result, arguments, publish
 from benchmarks.slow import quota_available, slowed
 from examples.solder_joints.demo import ROOT, head_ready
 from examples.solder_joints.frames import rendered_frames
-from splitmesh.cli.models import version_parts
+from splitmesh.cli.model_parts import version_parts
 from splitmesh.client import Answer
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient
-from splitmesh.client.registry import RegistryClient
 from splitmesh.model.calibration import pack_calibration
 from splitmesh.model.manifest import CALIBRATION
 from splitmesh.model.preprocess import Preprocess
@@ -123,7 +122,7 @@ async def measure(*, quick: bool) -> None:
             progress.update(task, total=2 * len(ways))
             for version, way in ways.items():
                 progress.update(task, description=way)
-                await RegistryClient(mesh.channels).set_alias(MODEL, "production", version)
+                await mesh.registry().set_alias(MODEL, "production", version)
                 await _answers(mesh, pictures[0])
                 steps = await _stepped(mesh, pictures, rates, step_s)
                 rows += [one.row(way, f"{mbps:g} Mbit/s") for mbps, one in steps]
@@ -200,7 +199,7 @@ class _SlowHeads(ProcessLauncher):
 
 async def _deploy(mesh: LocalMesh, planned_mbps: Sequence[float], budget_s: float) -> Deployed:
     """Push, plan for each rate, split where the plan cuts, and make the version that adapts."""
-    registry, partitioner = RegistryClient(mesh.channels), PartitionClient(mesh.channels)
+    registry, partitioner = mesh.registry(), PartitionClient(mesh.channels)
     pushed = await registry.create_version(MODEL, _parts(), created_by="push")
     alone = {pushed.version: "edge only"}
     for cut in await _cuts(partitioner, pushed.version, planned_mbps, budget_s):

@@ -113,7 +113,7 @@ def teach(
         optimizer.step()
         schedule.step()
         progress(step / steps)
-    return _exported(network, lesson.pixels)
+    return exported(network, lesson.pixels)
 
 
 def _chosen(epochs: int, batches: int, samples: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -121,7 +121,8 @@ def _chosen(epochs: int, batches: int, samples: int, generator: torch.Generator)
         yield from torch.randperm(samples, generator=generator).tensor_split(batches)
 
 
-def _exported(network: ResNet, pixels: int) -> bytes:
+def exported(network: ResNet, pixels: int) -> bytes:
+    """The network as ONNX."""
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         # As in examples/solder_joints/network.py: deprecated, but one plain file.
         warnings.simplefilter("ignore")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the real programs that tests talk to: Consul (service discovery), buf (proto lint, gRPC calls), and NVIDIA's
-# clients of the Open Inference Protocol (tritonclient, perf_analyzer), unmodified.
+# Installs the real programs that tests talk to: Consul (service discovery), PostgreSQL (the registry's metadata), skopeo (reads
+# OCI layouts), buf (proto lint, gRPC calls), NVIDIA's clients of the Open Inference Protocol (tritonclient, perf_analyzer) and
+# MLflow's server, unmodified.
 #
 # For Debian 12 (bookworm), as root. Idempotent: quick when all are there. Needs an apt mirror, the npm registry and the Python
 # index that this machine is configured for; no host is named here.
@@ -14,6 +15,7 @@ readonly TRITONCLIENT_VERSION="2.73.0"
 # The last releases of tritonclient carry no perf_analyzer any more; this one's is linked against two libraries beside Debian's.
 readonly PERF_ANALYZER_FROM="2.41.1"
 readonly CUDA_RUNTIME_VERSION="12.9.79"
+readonly MLFLOW_VERSION="3.17.2"
 readonly OLD_SUITE="bullseye"
 readonly KEYRING="/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -73,6 +75,28 @@ install_consul() {
     # Dependencies come from this machine's own release: the temporary source is not in force any more.
     apt-get install -y -qq --no-install-recommends "${scratch}"/deb/consul_*.deb >/dev/null
     say "installed $(consul version | head -n 1)"
+}
+
+newest_initdb() { compgen -G '/usr/lib/postgresql/*/bin/initdb' | sort -V | tail -n 1 || true; }
+
+# Tests start clusters of their own; the package must not make one that runs beside them.
+install_postgres() {
+    local initdb
+    initdb="$(newest_initdb)"
+    if [[ -n "${initdb}" ]]; then
+        say "postgresql is there: $("${initdb}" --version)"
+        return
+    fi
+    need_root postgresql
+    refresh_index
+    say "installing postgresql"
+    apt-get install -y -qq --no-install-recommends postgresql-common >/dev/null
+    mkdir -p /etc/postgresql-common/createcluster.d
+    printf 'create_main_cluster = false\nstart_conf = disabled\n' >/etc/postgresql-common/createcluster.d/splitmesh.conf
+    apt-get install -y -qq --no-install-recommends postgresql >/dev/null
+    initdb="$(newest_initdb)"
+    [[ -n "${initdb}" ]] || die "initdb is missing after the installation of postgresql"
+    say "installed $("${initdb}" --version)"
 }
 
 install_buf() {
@@ -139,7 +163,37 @@ END
     say "installed $("${folder}/perf_analyzer" --version 2>&1)"
 }
 
+# In an environment of its own: its server needs hundreds of megabytes that the product does not.
+install_mlflow() {
+    local folder="${TOOLS}/mlflow"
+    if [[ "$("${folder}/bin/python" -c 'import importlib.metadata as m; print(m.version("mlflow"))' 2>/dev/null)" == "${MLFLOW_VERSION}" ]]; then
+        say "mlflow ${MLFLOW_VERSION} is there"
+        return
+    fi
+    say "installing mlflow ${MLFLOW_VERSION} into ${folder#"${ROOT}"/}"
+    rm -rf "${folder}"
+    python3 -m venv "${folder}"
+    "${folder}/bin/python" -m pip --disable-pip-version-check install -qq "mlflow==${MLFLOW_VERSION}"
+    [[ -x "${folder}/bin/mlflow" ]] || die "mlflow is missing after its installation"
+    say "installed mlflow ${MLFLOW_VERSION}"
+}
+
+install_skopeo() {
+    if command -v skopeo >/dev/null; then
+        say "skopeo is there: $(skopeo --version)"
+        return
+    fi
+    need_root skopeo
+    refresh_index
+    say "installing skopeo"
+    apt-get install -y -qq --no-install-recommends skopeo >/dev/null
+    say "installed $(skopeo --version)"
+}
+
 install_consul
+install_postgres
+install_skopeo
 install_buf
 install_tritonclient
 install_perf_analyzer
+install_mlflow

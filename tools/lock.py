@@ -23,7 +23,7 @@ LOCKS = {
     "dev": ("edge", "dev"),
     "train": ("edge", "cloud", "video", "train"),
     "run": ("edge", "cloud", "video"),
-    "cloud": ("cloud",),
+    "cloud": ("cloud", "postgres", "s3"),
     "edge": ("edge",),
     "tensorflow": ("edge", "cloud", "tensorflow"),
 }

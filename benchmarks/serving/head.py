@@ -16,8 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from benchmarks.serving.nets import NETS, SIDE, build
 from edge.head.app import SERVICE
 from examples.solder_joints.demo import ROOT, head_ready
-from splitmesh.cli.models import version_parts
-from splitmesh.client.registry import RegistryClient
+from splitmesh.cli.model_parts import version_parts
 from splitmesh.kernel.channels import open_channel
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.testing.mesh import LocalMesh, ProcessLauncher, ServiceProcess
@@ -65,7 +64,7 @@ async def serving_head(
         async with LocalMesh(
             launcher, work_dir, settings={"head": head}, services=SERVICES, otlp_endpoint=otlp_endpoint
         ) as mesh:
-            registry = RegistryClient(mesh.channels)
+            registry = mesh.registry()
             parts = version_parts(model_file, labels_file, preprocess_file, None)
             version = await registry.create_version(net, parts, created_by="push")
             await registry.set_alias(net, "production", version.version)

@@ -10,6 +10,8 @@ from cloud.tail.servicer import SegmentServicer
 from splitmesh.api.segment.v1 import segment_pb2_grpc
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import RegistryClient
+from splitmesh.client.trust import trust_for
+from splitmesh.client.trust_news import TrustNews
 from splitmesh.kernel.large_fields import RUN_REQUEST, RUN_RESPONSE
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.profiling import PieceTimer
@@ -24,11 +26,13 @@ from splitmesh.tensor import TensorLimits
 def build(settings: TailSettings, kernel: Kernel) -> App:
     """The tail, not started."""
     drain = Drain()
-    registry = RegistryClient(kernel.channels)
+    trust = trust_for(settings, kernel.channels)
+    registry = RegistryClient(kernel.channels, trust=trust)
     cache = ModelCache(settings.data_dir, registry, max_bytes=settings.max_cache_bytes)
     segments = Segments(cache, settings)
     timer = PieceTimer(settings, settings.compute_threads, preferred(settings.providers))
-    servicer = SegmentServicer(RunStreams(segments, settings, kernel.telemetry, drain, kernel.channels), timer)
+    streams = RunStreams(segments, settings, kernel.telemetry, drain, kernel.channels)
+    servicer = SegmentServicer(streams, timer, registry.withdrawn)
     binding = Binding(
         "splitmesh.api.segment.v1.SegmentService",
         lambda server: segment_pb2_grpc.add_SegmentServiceServicer_to_server(servicer, server),
@@ -44,4 +48,4 @@ def build(settings: TailSettings, kernel: Kernel) -> App:
         in_order=settings.oip_in_order,
     )
     bindings = [binding, oip_binding(oip, serving_at_start=True)]
-    return App(settings.service, bindings, parts=[segments, backend], drain=drain)
+    return App(settings.service, bindings, parts=[TrustNews(trust), segments, backend], drain=drain)

@@ -1,7 +1,8 @@
 """Which version an alias stands for, for clients that name none: asked once, then watched.
 
-A version that an alias moves to is loaded before it is used; until then, and when it cannot be loaded, the one before goes on
-answering. What was heard last is kept on disk, so that a tail that restarts without a registry still knows.
+A version that an alias moves to is verified and loaded before it is used; until then, and when it is refused or cannot be
+loaded, the one before goes on answering. What was heard last is kept on disk, so that a tail that restarts without a registry
+still knows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 from splitmesh.client.cache import ModelCache
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.client.transfer import is_passing
-from splitmesh.errors import MeshError
+from splitmesh.client.trust import is_refusal
+from splitmesh.errors import MeshError, Reason
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +108,14 @@ class Followed:
         note = f"{model}@{alias}"
         try:
             version = await self._registry.get_version(model, alias=alias)
+            await self._registry.verify(version)
             await self._remember(version, note)
         except MeshError as error:
-            recalled = await self._cache.recall(note) if is_passing(error) else None
+            is_known = is_passing(error) or is_refusal(error) or error.reason is Reason.PROTOCOL_VIOLATION
+            recalled = await self._cache.recall(note) if is_known else None
             if recalled is None:
                 raise
-            log.warning("%s: the registry does not answer; going on with version %d", note, recalled.version)
+            log.warning("%s: going on with version %d: %s", note, recalled.version, error)
             version = recalled
         while len(self._aliases) >= self._most:
             await self._drop(next(iter(self._aliases)))
@@ -143,11 +147,13 @@ class Followed:
             if wanted.version == entry.current.version:
                 continue
             try:
+                await self._registry.verify(wanted)
                 await self._load(wanted)
             except Exception as error:
                 unforeseen = not isinstance(error, MeshError)
                 log.warning("%s version %d cannot be used yet: %s", note, wanted.version, error, exc_info=unforeseen)
-                asyncio.get_running_loop().call_later(RETRY_S, entry.moved.set)
+                pause_s = PAUSE_S if is_refusal(error) else RETRY_S
+                asyncio.get_running_loop().call_later(pause_s, entry.moved.set)
                 continue
             entry.current = wanted
             log.info("%s is version %d now", note, wanted.version)

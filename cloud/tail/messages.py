@@ -6,6 +6,7 @@ from cloud.tail.config import TailSettings
 from cloud.tail.forward import Relayed
 from cloud.tail.segments import Loaded, Segments
 from splitmesh.api.segment.v1 import segment_pb2
+from splitmesh.client.registry_trust import Withdrawn
 from splitmesh.errors import MeshError
 from splitmesh.kernel.batching import Computed
 from splitmesh.kernel.errors import to_status
@@ -47,20 +48,22 @@ def refusal_message(frame_id: int, error: MeshError, backlog_ms: float) -> segme
     return segment_pb2.RunResponse(frame_error=refusal)
 
 
-def description(segments: Segments, settings: TailSettings) -> segment_pb2.DescribeResponse:
+def description(segments: Segments, settings: TailSettings, withdrawn: Withdrawn) -> segment_pb2.DescribeResponse:
     """What is loaded now, and how busy it is."""
     loaded = segments.loaded()
     backlog_ms = segments.backlog_ms()
     return segment_pb2.DescribeResponse(
         node=settings.node,
-        segments=[_segment_message(one, settings.compute_threads, backlog_ms) for one in loaded],
+        segments=[_segment_message(one, settings.compute_threads, backlog_ms, withdrawn) for one in loaded],
         queue_length=sum(len(one.batcher) for one in loaded),
         threads=settings.compute_threads,
         backend=preferred(settings.providers),
     )
 
 
-def _segment_message(loaded: Loaded, threads: int, backlog_ms: float) -> segment_pb2.LoadedSegment:
+def _segment_message(
+    loaded: Loaded, threads: int, backlog_ms: float, withdrawn: Withdrawn
+) -> segment_pb2.LoadedSegment:
     tally = loaded.batcher.tally
     return segment_pb2.LoadedSegment(
         model=loaded.model,
@@ -78,4 +81,5 @@ def _segment_message(loaded: Loaded, threads: int, backlog_ms: float) -> segment
         refused=tally.refused,
         expired=tally.expired,
         cancelled=tally.cancelled,
+        withdrawn=withdrawn(loaded.model, loaded.version) or "",
     )

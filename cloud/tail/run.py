@@ -14,6 +14,7 @@ from cloud.tail.forward import Onward, Relayed, onward
 from cloud.tail.messages import Response, accepted_message, description, refusal_message, result_message
 from cloud.tail.segments import Loaded, Segments
 from splitmesh.api.segment.v1 import segment_pb2
+from splitmesh.client.registry_trust import Withdrawn
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.signals import Attr, Span
@@ -68,9 +69,9 @@ class RunStreams:
                 async for response in responses:
                     yield response
 
-    def describe(self) -> segment_pb2.DescribeResponse:
-        """What is loaded now."""
-        return description(self._segments, self._settings)
+    def describe(self, withdrawn: Withdrawn) -> segment_pb2.DescribeResponse:
+        """What is loaded now, and what of it would not be again."""
+        return description(self._segments, self._settings, withdrawn)
 
     async def _answer(self, item: Whole | Broken, loaded: Loaded, following: Onward | None, priority: int) -> Response:
         if isinstance(item, Broken):

@@ -8,15 +8,17 @@ from typing import Any
 
 from cloud.tail.run import RunStreams
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
+from splitmesh.client.registry_trust import Withdrawn
 from splitmesh.kernel.profiling import PieceTimer
 
 
 class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     """Serves the loaded segments."""
 
-    def __init__(self, streams: RunStreams, timer: PieceTimer) -> None:
+    def __init__(self, streams: RunStreams, timer: PieceTimer, withdrawn: Withdrawn) -> None:
         self._streams = streams
         self._timer = timer
+        self._withdrawn = withdrawn
 
     async def Run(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """One stream of frames for one model version; requests are lifted (``kernel/large_fields.py``)."""
@@ -26,7 +28,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
     async def Describe(self, request: segment_pb2.DescribeRequest, context: Any) -> segment_pb2.DescribeResponse:
         """What this node has loaded."""
-        return self._streams.describe()
+        return self._streams.describe(self._withdrawn)
 
     async def Profile(
         self, request_iterator: AsyncIterator[segment_pb2.ProfileRequest], context: Any

@@ -20,6 +20,7 @@ from splitmesh.api.inference.v1 import inference_pb2_grpc
 from splitmesh.api.segment.v1 import segment_pb2_grpc
 from splitmesh.client.routing import RoutingClient
 from splitmesh.client.shares import ShareClient
+from splitmesh.client.trust import registry_client
 from splitmesh.kernel.large_fields import (
     INFER_REQUEST,
     INFER_RESPONSE,
@@ -48,8 +49,9 @@ def build(settings: HeadSettings, kernel: Kernel) -> App:
 
     budget = Budget(settings, ShareClient(kernel.channels), lambda: models.loaded())
     audits = Audits(settings, kernel.telemetry, budget, lambda frame, tail: observers.audited(frame, tail))
+    registry = registry_client(settings, kernel.channels)
     followers = {
-        name: ModelFollower(name, settings, kernel.channels, serving, audits.set_share)
+        name: ModelFollower(name, settings, kernel.channels, registry, serving, audits.set_share)
         for name in settings.model_names()
     }
     models = Models(followers)
@@ -69,7 +71,7 @@ def build(settings: HeadSettings, kernel: Kernel) -> App:
         deserializers={"Infer": INFER_REQUEST.parse, "StreamInfer": STREAM_INFER_REQUEST.parse},
         serializers={"Infer": INFER_RESPONSE.serialize, "StreamInfer": STREAM_INFER_RESPONSE.serialize},
     )
-    segments = HeadSegmentServicer(models, settings)
+    segments = HeadSegmentServicer(models, settings, registry.withdrawn)
     describing = Binding(
         SEGMENT_SERVICE, lambda server: segment_pb2_grpc.add_SegmentServiceServicer_to_server(segments, server)
     )

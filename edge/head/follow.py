@@ -2,7 +2,7 @@
 
 What is heard is kept on disk: a head that restarts with the cable cut answers with the last version, by the last policy
 (``policies.py``).
-A new version is loaded, warmed and accepted by a tail before frames go to it.
+A new version is verified, loaded, warmed and accepted by a tail before frames go to it; one that is refused changes nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from splitmesh.client.link_estimate import LinkEstimator
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.client.routing import RoutingClient
 from splitmesh.client.segment import SegmentLink
+from splitmesh.client.trust import is_refusal
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
 from splitmesh.model.alternatives import ALTERNATIVES, AlternativeSet
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 PAUSE_S = 30.0
-"""Before another try at what only an operator can mend (a full disk, a registry that refuses the question)."""
+"""Before another try at what only an operator can mend (a full disk, a version that no trusted key signed)."""
 
 
 class ModelFollower:
@@ -45,6 +46,7 @@ class ModelFollower:
         model: str,
         settings: HeadSettings,
         channels: Channels,
+        registry: RegistryClient,
         on_active: Callable[[], Awaitable[None]],
         on_audit_share: Told,
     ) -> None:
@@ -52,7 +54,7 @@ class ModelFollower:
         self._on_active = on_active
         self._settings = settings
         self._channels = channels
-        self._registry = RegistryClient(channels)
+        self._registry = registry
         self._policies = Policies(
             settings.data_dir / "policies", RoutingClient(channels), settings.node, on_audit_share
         )
@@ -109,7 +111,7 @@ class ModelFollower:
             if wanted is None:
                 continue
             try:
-                if self.ways is None or self.ways.all[0].info.version != wanted.version:
+                if self.ways is None or not _is_number_of(self.ways.all[0].info, wanted):
                     await self._activate(wanted, wait_for_tail=True)
             except Exception as error:
                 # Whatever it is (a full disk, an artefact that nobody foresaw): the head goes on with what it has.
@@ -117,7 +119,8 @@ class ModelFollower:
                 log.warning(
                     "%s version %d cannot be used yet: %s", wanted.model, wanted.version, error, exc_info=unforeseen
                 )
-                asyncio.get_running_loop().call_later(RETRY_S, self._changed.set)
+                pause_s = PAUSE_S if is_refusal(error) else RETRY_S
+                asyncio.get_running_loop().call_later(pause_s, self._changed.set)
             else:
                 await self._keep(wanted)
 
@@ -249,6 +252,16 @@ class ModelFollower:
         await fresh.link.start()
         if wait_for_tail and not await fresh.link.wait_accepted(self._settings.switch_wait_s):
             log.warning("no tail accepts %s version %d; switching all the same", self._model, fresh.info.version)
+
+
+def _is_number_of(active: VersionInfo, wanted: VersionInfo) -> bool:
+    if wanted.version == active.version and not wanted.same_as(active):
+        log.error(
+            "%s version %d in the registry is not the one that is loaded here: it was set back to a backup and has given the "
+            "number anew; what is loaded goes on, register the version again under another number",
+            wanted.model, wanted.version,
+        )  # fmt: skip
+    return wanted.version == active.version
 
 
 class Models:

@@ -22,6 +22,7 @@ from edge.head.active import ActiveModel
 from edge.head.fitted import Fitted
 from edge.head.staged import judged
 from splitmesh.client.routing import PolicyInfo, RoutingClient
+from splitmesh.durable import write_file
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.manifest import Manifest
 from splitmesh.routing.finding import FINDINGS
@@ -235,13 +236,7 @@ def _read(path: Path) -> KeptPolicy | None:
 
 
 def _write(path: Path, policy: KeptPolicy) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(policy.model_dump_json())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_file(path, policy.model_dump_json().encode(), mode=0o644)
     with suppress(OSError):  # another model's policy is being written: the next one lets old ones go
         by_age = sorted(path.parent.glob("[!.]*.json"), key=lambda one: one.stat().st_mtime_ns)
         for old in by_age[:-MAX_FILES]:

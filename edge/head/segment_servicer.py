@@ -9,6 +9,7 @@ from edge.head.active import ActiveModel
 from edge.head.config import HeadSettings
 from edge.head.follow import Models
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
+from splitmesh.client.registry_trust import Withdrawn
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.profiling import PieceTimer, live_messages
 from splitmesh.kernel.tensors import spec_to_message
@@ -18,9 +19,10 @@ from splitmesh.runtime.providers import preferred
 class HeadSegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     """What a partitioner asks a head."""
 
-    def __init__(self, models: Models, settings: HeadSettings) -> None:
+    def __init__(self, models: Models, settings: HeadSettings, withdrawn: Withdrawn) -> None:
         self._models = models
         self._settings = settings
+        self._withdrawn = withdrawn
         self._backend = preferred(settings.providers)
         self._timer = PieceTimer(settings, settings.segment_threads or 1, self._backend)
 
@@ -67,4 +69,5 @@ class HeadSegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             backend=active.session.providers[0],
             threads=active.threads,
             live=live_messages(active.live.summary()),
+            withdrawn=self._withdrawn(active.info.model, active.info.version) or "",
         )

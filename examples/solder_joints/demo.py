@@ -26,11 +26,10 @@ from rich.progress import Progress
 
 from examples.solder_joints.demo_report import Run, report, write_json
 from examples.solder_joints.frames import DemoFrames, real_frames, rendered_frames
-from splitmesh.cli.models import version_parts
+from splitmesh.cli.model_parts import version_parts
 from splitmesh.client import Answer, AnsweredBy, FrameFailure
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient, PlanRow
-from splitmesh.client.registry import RegistryClient
 from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.compress.report import Report
 from splitmesh.kernel.signals import Span
@@ -156,7 +155,7 @@ async def run_demo(folder: Path, frames: DemoFrames, options: Options, console: 
 
 async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Options, console: Console) -> int:
     """Push, plan, split, compress, state the goals, promote; returns the deployed version."""
-    registry = RegistryClient(mesh.channels)
+    registry = mesh.registry()
     parts = version_parts(folder / "model.onnx", folder / "labels.json", folder / "preprocess.json", None)
     parts[CALIBRATION] = pack_calibration(frames.calibration)
     pushed = await registry.create_version(MODEL, parts, created_by="push")
@@ -179,7 +178,7 @@ async def deploy(mesh: LocalMesh, folder: Path, frames: DemoFrames, options: Opt
     console.print(
         f"cutting at [bold]{', '.join(chosen.cut)}[/]: {chosen.kind.lower()}, {chosen.latency_ms:.1f} ms expected"
     )
-    split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, chosen.cut)
+    split = await PartitionClient(mesh.channels).split(MODEL, pushed.version, chosen.cut, plan=plan.record)
     console.print(f"split into version {split.version}: head + tail equal the whole within {split.max_abs_error:.1e}")
     version, made = await CompressionClient(mesh.channels).compress(
         MODEL, split.version, ["int8-cut", "exits"], holdout_share=options.holdout_share
@@ -248,7 +247,7 @@ async def stream(
         await traces.wait_for(lambda spans: wanted <= {(s.name, s.trace_id) for s in spans}, SPANS_TIMEOUT_S)
     except TimeoutError:
         print(f"not every trace arrived within {SPANS_TIMEOUT_S:g} s", file=sys.stderr)
-    registry = RegistryClient(mesh.channels)
+    registry = mesh.registry()
     head = await registry.fetch(await registry.get_version(MODEL, version), HEAD)
     return Run(
         frames=frames,

@@ -9,7 +9,7 @@ from services.compressor.runs import Runs
 from services.compressor.servicer import CompressionServicer
 from services.compressor.store import Store
 from splitmesh.api.compression.v1 import compression_pb2, compression_pb2_grpc
-from splitmesh.client.registry import RegistryClient
+from splitmesh.client.trust import registry_client
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.server import Binding
 from splitmesh.kernel.streams import Drain
@@ -23,7 +23,7 @@ def build(settings: CompressorSettings, kernel: Kernel) -> App:
     """The compressor, not started."""
     drain = Drain()
     store = Store(settings.data_dir)
-    compressor = Compressor(RegistryClient(kernel.channels), store, settings)
+    compressor = Compressor(registry_client(settings, kernel.channels), store, settings)
     runs = Runs(
         store,
         compressor,

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,9 @@ from services.compressor.config import CompressorSettings
 from services.compressor.samples import below, find_folder, fingerprint
 from services.compressor.store import Request, Store
 from splitmesh.client.artifacts import TRIES
-from splitmesh.client.registry import RegistryClient, VersionInfo
+from splitmesh.client.plans import carried_plan
+from splitmesh.client.registry import ArtifactRef, RegistryClient, VersionInfo
+from splitmesh.client.repeated import create_repeatable
 from splitmesh.client.transfer import Patience, is_passing
 from splitmesh.compress.child import Result, run_in
 from splitmesh.compress.kept import storage_errors
@@ -25,6 +28,7 @@ from splitmesh.compress.needs import check
 from splitmesh.compress.recipe import Recipe, step_text
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.jobs import Progress, run_job
+from splitmesh.model.lineage import Lineage
 from splitmesh.model.manifest import CALIBRATION, MANIFEST, REPORT, Manifest
 
 CREATED_BY = "compressor"
@@ -103,18 +107,36 @@ class Compressor:
     async def register(self, request: Request, result: Result) -> tuple[int, bytes]:
         """The new version and its report; the same again when it is there already."""
         info = await self._patiently(lambda: self._registry.get_version(request.model, request.version))
-        # Samples go on with their version; those of a folder are nobody's but this machine's.
-        samples = {CALIBRATION: info.artifacts[CALIBRATION]} if CALIBRATION in info.artifacts else {}
-        made = await self._registry.create_version(
+        # What goes on with the new version is signed with it, so it must be of a version that may be used.
+        info = await self._patiently(lambda: self._registry.verify(info))
+        made = await create_repeatable(
+            self._registry,
             request.model,
-            {**result.files, **samples},
+            {**result.files, **await self._carried(info, result)},
             parent=request.version,
             created_by=CREATED_BY,
             description=_description(request),
             request_id=request.compression_id,
+            lineage=lineage_of(request, result, info),
         )
         # Read back: a repeated request returns the version made first, with its own report.
         return made.version, await self._registry.fetch(made, REPORT)
+
+    async def stands(self, request: Request, version: int) -> bool:
+        """Whether the version that a compression made is still there."""
+        try:
+            await self._registry.get_version(request.model, version)
+        except MeshError as error:
+            if error.reason not in (Reason.MODEL_NOT_FOUND, Reason.VERSION_NOT_FOUND):
+                raise
+            return False
+        return True
+
+    async def _carried(self, info: VersionInfo, result: Result) -> dict[str, ArtifactRef]:
+        """Samples go on with their version; those of a folder are nobody's but this machine's. The plan goes on with its cut."""
+        made = Manifest.from_json(await asyncio.to_thread(result.files[MANIFEST].read_bytes))
+        samples = {CALIBRATION: info.artifact(CALIBRATION)} if CALIBRATION in info.artifacts else {}
+        return {**samples, **await carried_plan(self._registry, info, made)}
 
     def _samples(self, name: str) -> str:
         folder = find_folder(self._settings.samples_dir, name)
@@ -152,6 +174,12 @@ def compression_id(model: str, version: int, recipe: Recipe, calibration_folder:
     """
     key = json.dumps([model, version, recipe.digest(), calibration_folder, samples])
     return f"compression-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def lineage_of(request: Request, result: Result, info: VersionInfo) -> Lineage:
+    """Of the version that is made; with the datasets behind the source's own samples, where the recipe used those."""
+    lineage = result.lineage(request.recipe, request.compression_id)
+    return lineage if request.calibration_folder else replace(lineage, datasets=info.lineage.datasets_as("calibration"))
 
 
 def _description(request: Request) -> str:

@@ -34,6 +34,10 @@ class Work(Protocol):
         """The version and its report; the same when it is called again."""
         ...
 
+    async def stands(self, request: Request, version: int) -> bool:
+        """Whether the version that was registered is still there."""
+        ...
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -107,10 +111,11 @@ class Runs:
         self._store.close()
 
     async def submit(self, request: Request) -> Status:
-        """Start, or join the one of the same id; one that failed or was cancelled goes on. QUEUE_FULL, STORAGE_FULL."""
+        """Start, or join the one of the same id; one that failed or was cancelled goes on, and one whose version was deleted
+        is done anew. QUEUE_FULL, STORAGE_FULL."""
         async with self._changing:
             entry = self._known.get(request.compression_id)
-            if entry is not None:
+            if entry is not None and await self._counts(entry.status):
                 return await self._go_on(entry)
             self._require_room()
             number = 1 + max((known.status.request.number for known in self._known.values()), default=0)
@@ -174,6 +179,10 @@ class Runs:
                 Reason.COMPRESSION_NOT_FOUND,
                 f"no compression {compression_id[:80]!r} is known; the oldest ones are forgotten",
             ) from None
+
+    async def _counts(self, status: Status) -> bool:
+        """Not one that succeeded in making what is no longer there."""
+        return status.state is not State.SUCCEEDED or await self._work.stands(status.request, status.result_version)
 
     async def _go_on(self, entry: _Entry) -> Status:
         if entry.status.state in RESUMABLE:

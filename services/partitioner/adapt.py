@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from services.partitioner.config import PartitionerSettings
 from services.partitioner.partition import Partitioner
 from splitmesh.client.registry import RegistryClient, VersionInfo
+from splitmesh.client.repeated import create_repeatable
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.alternatives import ALTERNATIVES, MAX_ALTERNATIVES, Alternative, AlternativeSet
 from splitmesh.model.known_facts import crossing_codec, with_manifest_facts
+from splitmesh.model.lineage import Lineage, VersionName, program_version
 from splitmesh.model.manifest import MANIFEST, OUTCOMES, Manifest
 from splitmesh.model.outcomes import CalibrationOutcomes
 from splitmesh.model.plan_options import Link
@@ -38,7 +40,7 @@ class Adapter:
         """
         if not 2 <= len(versions) <= MAX_ALTERNATIVES or len(set(versions)) != len(versions):
             raise field_error("versions", f"name 2 to {MAX_ALTERNATIVES} versions, each once")
-        infos = [await self._registry.get_version(model, number) for number in versions]
+        infos = [await self._registry.verify(await self._registry.get_version(model, number)) for number in versions]
         manifests = [await self._manifest(info) for info in infos]
         wholes = (info.artifacts[about.whole.artifact] for info, about in zip(infos, manifests, strict=True))
         if len({ref.sha256 for ref in wholes}) != 1:
@@ -54,13 +56,19 @@ class Adapter:
         ]
         listed = AlternativeSet(alternatives=tuple(entries), uplink_mbps=link.uplink_mbps, rtt_ms=link.rtt_ms)
         key = json.dumps([model, list(versions), link.uplink_mbps, link.rtt_ms])
-        made = await self._registry.create_version(
+        made = await create_repeatable(
+            self._registry,
             model,
             {**infos[0].artifacts, ALTERNATIVES: listed.to_json().encode()},
             parent=versions[0],
             created_by=CREATED_BY,
             description=f"adapts among the versions {', '.join(map(str, versions))}",
             request_id=f"adapt-{hashlib.sha256(key.encode()).hexdigest()[:32]}",
+            lineage=Lineage(
+                parents=tuple(VersionName(model, number) for number in versions[1:]),
+                datasets=infos[0].lineage.datasets_as("calibration"),
+                code_version=program_version(),
+            ),
         )
         return made.version
 

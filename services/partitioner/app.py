@@ -10,7 +10,7 @@ from services.partitioner.partition import Partitioner
 from services.partitioner.servicer import PartitionServicer
 from splitmesh.api.partition.v1 import partition_pb2, partition_pb2_grpc
 from splitmesh.client.node_profiler import NodeProfiler
-from splitmesh.client.registry import RegistryClient
+from splitmesh.client.trust import registry_client
 from splitmesh.kernel.jobs import JobSlots
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.server import Binding
@@ -22,7 +22,7 @@ SERVICE_NAME = partition_pb2.DESCRIPTOR.services_by_name["PartitionService"].ful
 
 def build(settings: PartitionerSettings, kernel: Kernel) -> App:
     """The partitioner, not started."""
-    registry = RegistryClient(kernel.channels)
+    registry = registry_client(settings, kernel.channels)
     nodes = NodeProfiler(kernel.channels, settings.profiled_services.split(","))
     slots = JobSlots(settings.max_running_jobs, settings.max_waiting_jobs)
     partitioner = Partitioner(registry, Measurer(Means(registry, nodes, settings), slots), slots, settings)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
-from splitmesh.kernel.config import ServiceSettings
+from splitmesh.kernel.config import ServiceSettings, data_dir_default
 
 
 class PartitionerSettings(ServiceSettings):
-    """What a job may take. Profiles are kept in the registry."""
+    """What a job may take."""
 
+    data_dir: Path = Field(default_factory=lambda: data_dir_default("partitioner"))
+    """Where keyrings are kept, so that it never goes back to an older one. Profiles are in the registry."""
     profiled_services: str = Field(default="head,tail", pattern=r"^[a-z][a-z0-9-]{0,47}(,[a-z][a-z0-9-]{0,47})*$")
     """Names under which nodes that can time pieces are discovered, separated by commas."""
     profile_threads: int = Field(default=1, ge=1, le=256)

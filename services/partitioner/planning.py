@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from splitmesh.model.plan import Constraints, Link, Objective, Plan, Workload, make_plan
 from splitmesh.model.plan_chain import Tier, plan_chain
 from splitmesh.model.plan_options import AS_SENT
+from splitmesh.model.plan_record import PlannedTier
 from splitmesh.model.profile_data import Profile
 
 
@@ -37,6 +38,14 @@ class PlanTask:
     objective: Objective
     picture_bytes: int
     """0: what the profile measured."""
+
+
+def planned_tiers(task: PlanTask, measured: Mapping[str, Profile]) -> list[PlannedTier]:
+    """The hosts as a record of the plan names them; ``measured``: profiles by the names of nodes, as the registry has them."""
+    return [
+        PlannedTier.of(host.name, measured[host.node], 1.0 if host.node else host.slowdown, host.max_model_bytes)
+        for host in task.hosts
+    ]
 
 
 async def plan_over(task: PlanTask, profile_of: Callable[[str], Awaitable[Profile]], tolerated: float) -> Plan:

@@ -54,15 +54,17 @@ class PartitionServicer(partition_pb2_grpc.PartitionServiceServicer):
     ) -> partition_pb2.PlanPartitionResponse:
         """The ways to run a version, ranked."""
         task = task_from(request)
-        return plan_to(await self._partitioner.plan(request.model, request.version, task, request.budget_s))
+        return plan_to(*await self._partitioner.plan(request.model, request.version, task, request.budget_s))
 
     async def SplitModel(
         self, request: partition_pb2.SplitModelRequest, context: Any
     ) -> partition_pb2.SplitModelResponse:
         """A new version, cut in two or into a chain."""
-        cuts = [list(request.cut), *(list(point.tensors) for point in request.further)]
-        version, error = await self._partitioner.split(request.model, request.version, cuts)
-        return partition_pb2.SplitModelResponse(version=version, max_abs_error=error)
+        named = [list(request.cut), *(list(point.tensors) for point in request.further)]
+        asked = [] if request.plan_json and named == [[]] else named
+        version, cuts, error = await self._partitioner.split(request.model, request.version, asked, request.plan_json)
+        points = [partition_pb2.CutPoint(tensors=cut) for cut in cuts]
+        return partition_pb2.SplitModelResponse(version=version, max_abs_error=error, cuts=points)
 
     async def AdaptModel(
         self, request: partition_pb2.AdaptModelRequest, context: Any

@@ -11,6 +11,7 @@ from splitmesh.api.partition.v1 import partition_pb2
 from splitmesh.errors import field_error
 from splitmesh.model.plan import Constraints, Link, Objective, Option, Plan, Workload
 from splitmesh.model.plan_chain import MAX_TIERS
+from splitmesh.model.plan_record import PlanRecord
 
 _OBJECTIVES = {
     partition_pb2.OBJECTIVE_UNSPECIFIED: Objective.LATENCY,
@@ -61,8 +62,8 @@ def where_from(message: partition_pb2.ProfileModelRequest) -> Where:
     return Where(message.node, message.batch or 1, message.threads, message.backend)
 
 
-def plan_to(plan: Plan) -> partition_pb2.PlanPartitionResponse:
-    """A plan as a message."""
+def plan_to(plan: Plan, record: PlanRecord) -> partition_pb2.PlanPartitionResponse:
+    """A plan as a message, with its record."""
     sure = plan.certificate
     return partition_pb2.PlanPartitionResponse(
         options=[_option_to(option) for option in plan.options],
@@ -72,6 +73,7 @@ def plan_to(plan: Plan) -> partition_pb2.PlanPartitionResponse:
         )
         if sure is not None
         else None,
+        plan_json=record.to_json(),
     )
 
 

@@ -11,15 +11,17 @@ import logging
 import os
 import sys
 from collections import OrderedDict
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.child_env import child_environment
 
 log = logging.getLogger(__name__)
 
 _CHILD = Path(__file__).with_name("check_model.py")
-_REMEMBERED = 4096
+_REMEMBERED = 1024
 _LOGGED_CHARS = 2000
 
 
@@ -33,6 +35,14 @@ class CheckLimits:
     max_checks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a sound model takes and gives, by name."""
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+
 class ModelCheck:
     """Runs the checks, a few at once; remembers what passed, because content never changes under its digest."""
 
@@ -40,18 +50,30 @@ class ModelCheck:
         self._limits = limits
         self._child = child
         self._free = asyncio.Semaphore(limits.max_checks)
-        self._passed: OrderedDict[str, None] = OrderedDict()
+        self._passed: OrderedDict[str, Interface] = OrderedDict()
 
-    async def check(self, name: str, sha256: str, path: Path) -> None:
-        """Passes or raises; ``name`` is what people call the file.
+    async def check(self, name: str, sha256: str, local: AbstractAsyncContextManager[Path]) -> Interface:
+        """What a sound model takes and gives.
+
+        Args:
+            name: what people call the file.
+            sha256: of its content.
+            local: the file; entered when its turn has come, because it may be a copy that takes room, and not at all when the
+                content passed before.
 
         Raises:
-            MeshError: what ``load_file`` found, or MODEL_TOO_LARGE when the child hit one of its limits.
+            MeshError: what ``load_file`` found, MODEL_TOO_LARGE when the child hit one of its limits, or what ``local`` raises.
         """
         if sha256 in self._passed:
-            return
+            return self._passed[sha256]
         async with self._free:
-            output, errors, status = await self._run(name, path)
+            if sha256 in self._passed:
+                return self._passed[sha256]
+            async with local as path:
+                output, errors, status = await self._run(name, path)
+        return self._interface(name, sha256, output, errors, status)
+
+    def _interface(self, name: str, sha256: str, output: str, errors: str, status: int) -> Interface:
         if status < 0:
             raise self._too_large(name, f"was ended by signal {-status} under")
         if status > 0 or not output:
@@ -60,9 +82,10 @@ class ModelCheck:
         verdict = json.loads(output)
         if not verdict["ok"]:
             raise MeshError(Reason(verdict["reason"]), f"{name}: {verdict['message']}", metadata={"artifact": name})
-        self._passed[sha256] = None
+        found = self._passed[sha256] = Interface(frozenset(verdict["inputs"]), frozenset(verdict["outputs"]))
         if len(self._passed) > _REMEMBERED:
             self._passed.popitem(last=False)
+        return found
 
     async def _run(self, name: str, path: Path) -> tuple[str, str, int]:
         limits = self._limits
@@ -74,7 +97,7 @@ class ModelCheck:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             # One thread: the address space of a thread pool would count against the limit.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            env={**child_environment(os.environ), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         try:
             async with asyncio.timeout(limits.check_deadline_s):

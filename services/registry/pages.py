@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from splitmesh.errors import field_error
 
+Item = TypeVar("Item")
+
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+_MAX_DIGITS = 18
 
 
 def page_size(asked: int) -> int:
@@ -33,3 +38,16 @@ def from_token(kind: str, token: str) -> str:
     if not colon or found != kind:
         raise field_error("page_token", "belongs to another list")
     return position
+
+
+def number_from_token(kind: str, token: str) -> int:
+    """As :func:`from_token`, for positions that are numbers; 0 for an empty token."""
+    before = from_token(kind, token) or "0"
+    if not (before.isascii() and before.isdigit() and len(before) <= _MAX_DIGITS):
+        raise field_error("page_token", "was not made by this registry")
+    return int(before)
+
+
+def page(kind: str, found: Sequence[Item], size: int, position: Callable[[Item], object]) -> tuple[Sequence[Item], str]:
+    """Of up to ``size + 1`` items that were found: the page, and the token of the next, empty after the last."""
+    return found[:size], to_token(kind, str(position(found[size - 1]))) if len(found) > size else ""

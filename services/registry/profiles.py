@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
+from services.registry.metadata.port import MetadataStore
+from services.registry.metadata.records import ProfileRecord
+from services.registry.metadata.times import utc_now
 from services.registry.names import check_model_name
-from services.registry.store import MetadataStore, ProfileRecord
-from services.registry.versions import utc_now
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.manifest import WHOLE
 from splitmesh.model.profile_data import Profile

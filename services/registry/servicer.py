@@ -1,88 +1,48 @@
-"""RegistryService on the wire: decode, call, encode. The rules are in ``push``, ``pull``, ``versions``, ``watch``."""
+"""RegistryService on the wire: decode, call, encode. The rules are in ``versions``, ``aliases``, ``watch`` and their kind."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-
 import grpc
 
-from services.registry.blobs import BlobFolder
+from services.registry.content_servicer import ContentServicer
 from services.registry.messages import (
+    NewsMessages,
+    from_collected,
+    from_event,
     from_model,
-    from_piece,
+    from_move,
     from_profile,
-    from_state,
     from_version,
+    to_change,
     to_draft,
-    upload_messages,
 )
 from services.registry.names import check_alias, check_model_name
-from services.registry.profiles import Profiles
-from services.registry.pull import Pull
-from services.registry.push import Push
+from services.registry.rules import Rules, actor_of
 from services.registry.send import send
-from services.registry.versions import Versions
-from services.registry.watch import AliasWatch
 from splitmesh.api.registry.v1 import registry_pb2 as pb
-from splitmesh.api.registry.v1.registry_pb2_grpc import RegistryServiceServicer
-from splitmesh.client.artifacts import UPLOAD_ACCEPTED
 from splitmesh.client.profiles import profile_from_message
 
 
-class RegistryServicer(RegistryServiceServicer):
+class RegistryServicer(ContentServicer):
     """One registry."""
 
-    def __init__(
-        self,
-        blobs: BlobFolder,
-        push: Push,
-        pull: Pull,
-        versions: Versions,
-        watch: AliasWatch,
-        profiles: Profiles,
-        *,
-        send_idle_s: float,
-    ) -> None:
-        self._blobs = blobs
-        self._push = push
-        self._pull = pull
-        self._versions = versions
-        self._watch = watch
-        self._profiles = profiles
-        self._send_idle_s = send_idle_s
-
-    async def PushArtifact(
-        self, request_iterator: AsyncIterator[pb.PushArtifactRequest], context: grpc.aio.ServicerContext
-    ) -> pb.PushArtifactResponse:
-        """See the contract."""
-        async with aclosing(upload_messages(request_iterator)) as messages:
-            done = await self._push.receive(messages, lambda: context.send_initial_metadata(UPLOAD_ACCEPTED))
-        return pb.PushArtifactResponse(sha256=done.sha256, size_bytes=done.size_bytes)
-
-    async def GetUpload(self, request: pb.GetUploadRequest, context: grpc.aio.ServicerContext) -> pb.GetUploadResponse:
-        """See the contract."""
-        progress = await self._blobs.progress(request.sha256)
-        return pb.GetUploadResponse(offset=progress.offset, complete=progress.complete)
-
-    # The stubs know only handlers that yield; these two write, because a write can have a deadline.
-    async def PullArtifact(  # type: ignore[override]
-        self, request: pb.PullArtifactRequest, context: grpc.aio.ServicerContext
-    ) -> None:
-        """See the contract."""
-        await send(context, self._pull.pieces(request.sha256, request.offset), from_piece, self._send_idle_s)
+    def __init__(self, rules: Rules) -> None:
+        super().__init__(rules)
+        self._news_messages = NewsMessages()
 
     async def CreateVersion(
         self, request: pb.CreateVersionRequest, context: grpc.aio.ServicerContext
     ) -> pb.CreateVersionResponse:
         """See the contract."""
-        return pb.CreateVersionResponse(version=from_version(await self._versions.create(to_draft(request))))
+        actor = actor_of(context, request.created_by)
+        version = await self._rules.versions.create(to_draft(request), request.signature, actor)
+        return pb.CreateVersionResponse(version=from_version(version))
 
     async def GetVersion(
         self, request: pb.GetVersionRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetVersionResponse:
         """See the contract."""
-        version = await self._versions.get(
+        version = await self._rules.versions.get(
             request.model,
             version=request.version if request.HasField("version") else None,
             alias=request.alias if request.HasField("alias") else None,
@@ -93,39 +53,106 @@ class RegistryServicer(RegistryServiceServicer):
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
         """See the contract."""
-        models, token = await self._versions.list_models(request.page_size, request.page_token)
+        models, token = await self._rules.versions.list_models(request.page_size, request.page_token)
         return pb.ListModelsResponse(models=[from_model(model) for model in models], next_page_token=token)
 
     async def ListVersions(
         self, request: pb.ListVersionsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListVersionsResponse:
         """See the contract."""
-        versions, token = await self._versions.list_versions(request.model, request.page_size, request.page_token)
-        return pb.ListVersionsResponse(versions=[from_version(one) for one in versions], next_page_token=token)
+        found, token = await self._rules.versions.list_versions(request.model, request.page_size, request.page_token)
+        return pb.ListVersionsResponse(versions=[from_version(one) for one in found], next_page_token=token)
+
+    async def DeleteVersion(
+        self, request: pb.DeleteVersionRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DeleteVersionResponse:
+        """See the contract."""
+        actor = actor_of(context, request.deleted_by)
+        await self._rules.versions.delete(request.model, request.version, request.reason, actor)
+        return pb.DeleteVersionResponse()
+
+    async def HoldVersion(
+        self, request: pb.HoldVersionRequest, context: grpc.aio.ServicerContext
+    ) -> pb.HoldVersionResponse:
+        """See the contract."""
+        actor = actor_of(context, request.holder)
+        await self._rules.versions.hold(request.model, request.version, request.hold_s, actor)
+        return pb.HoldVersionResponse()
+
+    async def ReleaseVersion(
+        self, request: pb.ReleaseVersionRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReleaseVersionResponse:
+        """See the contract."""
+        await self._rules.versions.release(request.model, request.version, actor_of(context, request.holder))
+        return pb.ReleaseVersionResponse()
+
+    async def CollectGarbage(
+        self, request: pb.CollectGarbageRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CollectGarbageResponse:
+        """See the contract."""
+        return from_collected(await self._rules.garbage.collect(actor_of(context), dry_run=request.dry_run))
+
+    async def AddSignature(
+        self, request: pb.AddSignatureRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AddSignatureResponse:
+        """See the contract."""
+        await self._rules.versions.sign(request.model, request.version, request.signature, actor_of(context))
+        return pb.AddSignatureResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: grpc.aio.ServicerContext) -> pb.SetAliasResponse:
         """See the contract."""
-        move = await self._versions.set_alias(request.model, request.alias, request.version)
-        return pb.SetAliasResponse(previous_version=move.previous, version=request.version)
+        move = await self._rules.aliases.set(to_change(request), actor_of(context, request.moved_by))
+        return pb.SetAliasResponse(previous_version=move.previous, version=move.version, sequence=move.sequence)
 
-    async def WatchAlias(  # type: ignore[override]
-        self, request: pb.WatchAliasRequest, context: grpc.aio.ServicerContext
+    async def ListAliasMoves(
+        self, request: pb.ListAliasMovesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListAliasMovesResponse:
+        """See the contract."""
+        asked, token = request.page_size, request.page_token
+        moves, token = await self._rules.aliases.moves(request.model, request.alias, asked, token)
+        return pb.ListAliasMovesResponse(moves=[from_move(move) for move in moves], next_page_token=token)
+
+    # The stubs know only a handler that yields; this one writes, because a write can have a deadline.
+    async def WatchModel(  # type: ignore[override]
+        self, request: pb.WatchModelRequest, context: grpc.aio.ServicerContext
     ) -> None:
         """See the contract."""
         check_model_name(request.model)
-        check_alias(request.alias)
-        await send(context, self._watch.follow(request.model, request.alias), from_state, self._send_idle_s)
+        if request.alias:
+            check_alias(request.alias)
+        news = self._rules.watch.follow(request.model, request.alias, request.after_sequence)
+        await send(context, news, self._news_messages, self._rules.send_idle_s)
+
+    async def PutKeyring(
+        self, request: pb.PutKeyringRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PutKeyringResponse:
+        """See the contract."""
+        version = await self._rules.signatures.put_keyring(request.keyring, actor_of(context))
+        return pb.PutKeyringResponse(version=version)
+
+    async def ListKeyrings(
+        self, request: pb.ListKeyringsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListKeyringsResponse:
+        """See the contract."""
+        return pb.ListKeyringsResponse(keyrings=await self._rules.signatures.keyrings(request.after_version))
+
+    async def ListEvents(
+        self, request: pb.ListEventsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListEventsResponse:
+        """See the contract."""
+        events, token = await self._rules.events.list(request.name, request.page_size, request.page_token)
+        return pb.ListEventsResponse(events=[from_event(event) for event in events], next_page_token=token)
 
     async def PutProfile(
         self, request: pb.PutProfileRequest, context: grpc.aio.ServicerContext
     ) -> pb.PutProfileResponse:
         """See the contract."""
-        await self._profiles.put(request.model, request.version, profile_from_message(request.profile))
+        await self._rules.profiles.put(request.model, request.version, profile_from_message(request.profile))
         return pb.PutProfileResponse()
 
     async def ListProfiles(
         self, request: pb.ListProfilesRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListProfilesResponse:
         """See the contract."""
-        found = await self._profiles.list(request.model, request.version, request.node)
+        found = await self._rules.profiles.list(request.model, request.version, request.node)
         return pb.ListProfilesResponse(profiles=[from_profile(profile, moment) for profile, moment in found])

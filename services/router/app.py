@@ -16,6 +16,7 @@ from services.router.shares.board import ShareBoard
 from services.router.store_sqlite import SqliteStore
 from splitmesh.api.routing.v1 import routing_pb2, routing_pb2_grpc
 from splitmesh.client.registry import RegistryClient
+from splitmesh.client.trust import registry_client
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.server import Binding
 from splitmesh.kernel.streams import Drain
@@ -31,7 +32,7 @@ SERVICE_NAME = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_na
 
 def build(settings: RouterSettings, kernel: Kernel) -> App:
     """The router, not started."""
-    registry = RegistryClient(kernel.channels)
+    registry = registry_client(settings, kernel.channels)
     store = SqliteStore(settings.data_dir / "router.sqlite")
     parts = PartsCache(parts_from(registry))
     default = Goals(settings.default_max_disagreement, settings.default_delta, settings.default_audit_share)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
-from splitmesh.kernel import lifecycle
+from splitmesh.kernel import registering
 from splitmesh.kernel.channels import open_channel
 from splitmesh.kernel.config import ServiceSettings
 from splitmesh.kernel.discovery_consul import ConsulDiscovery
@@ -23,7 +23,7 @@ async def test_a_service_started_while_consul_is_away_serves_and_registers_when_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     require_part("consul", find_consul() is not None)
-    monkeypatch.setattr(lifecycle, "REGISTER_RETRY_S", 0.2)
+    monkeypatch.setattr(registering, "REGISTER_RETRY_S", 0.2)
     agent = ConsulAgent()
     await agent.start()
     await agent.stop()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -134,6 +135,27 @@ class World:
         assert await self.client.fetch(version, "model.onnx") == relu_model(note)
 
 
+@contextmanager
+def local_stores() -> Iterator[dict[str, Any]]:
+    """SQLite and a folder: what a registry has unless told otherwise."""
+    yield {}
+
+
+@contextmanager
+def remote_stores() -> Iterator[dict[str, Any]]:
+    """A real PostgreSQL, and a bucket of moto's S3 server; skips the test where PostgreSQL is missing."""
+    from tests.support.postgres import fresh_database  # imported here: others use this module without them
+    from tests.support.s3 import serving_s3
+
+    with fresh_database() as url, serving_s3() as s3:
+        bucket = s3.bucket()
+        yield {"database_url": url, "contents_url": bucket.url, "contents_options": bucket.options_json}
+
+
+STORES = {"sqlite-folder": local_stores, "postgresql-s3": remote_stores}
+"""Settings of a registry by what it keeps things in; for tests that hold on all."""
+
+
 def settings_for(data_dir: Path, **changes: Any) -> RegistrySettings:
     """Settings for a test: nothing is kept free on the disk, shutdown is quick."""
     return RegistrySettings(**{"data_dir": data_dir, "min_free_bytes": 0, "drain_s": 1.0, **changes})
@@ -157,13 +179,17 @@ async def reaching(address: str) -> AsyncIterator[Channels]:
 
 
 class Process:
-    """``python -m services.registry`` as a real process."""
+    """``python -m services.registry`` as a real process; ``prelude`` is code that runs in it first."""
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
+    def __init__(self, data_dir: Path, *, prelude: str = "", **settings: object) -> None:
         values = {"data_dir": data_dir, "min_free_bytes": 0, **settings}
         environment = {f"SPLITMESH_{name.upper()}": str(value) for name, value in values.items()}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.registry"],
+            [
+                sys.executable,
+                "-c",
+                f"{prelude}\nimport runpy\nrunpy.run_module('services.registry', run_name='__main__')",
+            ],
             cwd=ROOT,
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
@@ -179,6 +205,25 @@ class Process:
         """SIGKILL: nothing is flushed."""
         self._process.kill()
         self._process.communicate(timeout=WAIT_S)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self._process.terminate()
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Does nothing in the block, as on a machine that hangs."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    async def ended(self) -> tuple[int, str]:
+        """Exit code, and what it logged since :meth:`address`."""
+        async with asyncio.timeout(WAIT_S):
+            _, log = await asyncio.to_thread(self._process.communicate, timeout=WAIT_S)
+        return self._process.returncode, log
 
     def _read_address(self) -> str:
         assert self._process.stderr is not None

@@ -169,10 +169,16 @@ async def test_a_restart_without_registry_and_tail_still_has_every_way(edge: Wor
     assert (answer.answered_by, answer.version) == (AnsweredBy.EDGE_WHOLE, 1)
 
 
+async def no_alternatives(*_: object) -> tuple[()]:
+    return ()
+
+
 async def test_a_list_that_cannot_be_read_leaves_the_head_with_what_it_has(
-    gateway: Mesh, edge: World, caplog: pytest.LogCaptureFixture
+    gateway: Mesh, edge: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await until_version(gateway, 3)
+    # The registry would refuse it.
+    monkeypatch.setattr("services.registry.sound.Soundness._alternatives", no_alternatives)
     await edge.registry.create_version(NAME, {**split_version(SIDE), ALTERNATIVES: b"{}"}, created_by="push")
     await edge.registry.set_alias(NAME, "production", 4)
     async with asyncio.timeout(LONGEST_S):

@@ -16,6 +16,7 @@ from splitmesh.client.partition import PartitionClient
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.lifecycle import Host
 from splitmesh.model.alternatives import ALTERNATIVES, AlternativeSet
+from splitmesh.model.lineage import VersionName
 from splitmesh.model.manifest import MANIFEST, WHOLE
 from tests.integration.small_model import CUT, ControlPlane, control_plane, push_small, small_manifest, small_model
 
@@ -56,9 +57,10 @@ async def test_a_version_says_what_each_way_costs_and_begins_with_the_first(plan
         early = (await client.split(model, 1, [CUT])).version
         late = (await client.split(model, 1, ["mixed"])).version
         made = await client.adapt(model, [late, 1, early], **LINK)
-        profile = await client.profile(model, 1)
+        (profile,) = await plane.registry.list_profiles(model, 1)
     info, source = await plane.registry.get_version(model, made), await plane.registry.get_version(model, late)
     assert (info.parent, info.created_by) == (late, "partitioner")
+    assert info.lineage.parents == (VersionName(model, 1), VersionName(model, early))
     assert info.description == f"adapts among the versions {late}, 1, {early}"
     assert {name: info.artifacts[name] for name in source.artifacts} == source.artifacts
     listed = AlternativeSet.from_json(await plane.registry.fetch(info, ALTERNATIVES))

@@ -1,10 +1,10 @@
-"""The command line against a mesh of real processes, in the order of an operator's day: push, split, compress, promote, look."""
+"""Commands against a mesh of real processes, in the order of an operator's day: import, split, compress, promote, look."""
 
 import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from splitmesh.export.record import RECORD
 from splitmesh.model.alternatives import ALTERNATIVES
 from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, OUTCOMES, REPORT, TAIL, WHOLE
 from splitmesh.model.profile_data import Profile
@@ -36,13 +37,14 @@ TIMINGS = {"queue_ms", "decode_ms", "head_ms", "encode_ms", "link_ms", "tail_que
 class Mesh:
     """A running mesh and files to give it."""
 
-    addresses: str
+    settings: Mapping[str, str]
     head: str
     folder: Path
 
     async def run(self, *arguments: object) -> Ended:
         """A command whose environment names this mesh."""
-        return await splitmesh(*arguments, STATIC_ADDRESSES=self.addresses, HEAD=self.head)
+        settings = {name.upper(): value for name, value in self.settings.items()}
+        return await splitmesh(*arguments, **settings, HEAD=self.head)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Deployed:
     mesh: Mesh
     empty: Ended
     """The nodes before there was a model."""
-    pushed: Ended
+    imported: Ended
     split: Ended
     compressed: Ended
     goals: Ended
@@ -68,16 +70,15 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     launcher = ProcessLauncher(ROOT, folder / "run")
     settings = {"head": {"models": MODEL, "report_interval_s": "0.2"}, "registry": {"min_free_bytes": "0"}}
     async with LocalMesh(launcher, folder, settings=settings) as running:
-        addresses = ",".join(f"{service}={running.address(service)}" for service in MODULES)
-        yield Mesh(addresses, running.address("head"), folder)
+        yield Mesh(running.environment(), running.address("head"), folder)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployed(mesh: Mesh) -> Deployed:
     files = mesh.folder
     empty = await mesh.run("nodes", "--json")
-    pushed = await mesh.run(
-        *("models", "push", files / "small.onnx", "--name", MODEL, "--labels", files / "labels.json"),
+    imported = await mesh.run(
+        *("models", "import", files / "small.onnx", "--name", MODEL, "--labels", files / "labels.json"),
         *("--preprocess", files / "preprocess.json", "--calibration", files / "calibration"),
         *("--description", "stripes, first try", "--json"),
     )
@@ -85,16 +86,17 @@ async def deployed(mesh: Mesh) -> Deployed:
     compressed = await mesh.run("compress", f"{MODEL}:2", "--json")
     goals = await mesh.run("route", "goals", MODEL, "--max-disagreement", 0.2, "--delta", 0.1, "--json")
     promoted = await mesh.run("models", "promote", f"{MODEL}:3", "--json")
-    assert promoted.code == 0, (pushed, split, compressed, goals, promoted)
+    assert promoted.code == 0, (imported, split, compressed, goals, promoted)
     await serving(mesh.head)
-    return Deployed(mesh, empty, pushed, split, compressed, goals, promoted)
+    return Deployed(mesh, empty, imported, split, compressed, goals, promoted)
 
 
-async def test_push_registers_a_version_with_all_its_files(deployed: Deployed) -> None:
-    assert deployed.pushed.out.startswith("{")
-    version = deployed.pushed.json
+async def test_import_registers_a_version_with_all_its_files(deployed: Deployed) -> None:
+    assert deployed.imported.out.startswith("{")
+    version = deployed.imported.json
     assert (version["model"], version["version"], version["parent"]) == (MODEL, 1, 0)
-    assert (version["created_by"], version["description"]) == ("push", "stripes, first try")
+    assert version["created_by"].startswith("import by ")
+    assert version["description"] == "stripes, first try"
     assert version["artifacts"].keys() == {WHOLE, MANIFEST, CALIBRATION}
     whole = version["artifacts"][WHOLE]
     assert whole["sha256"] == hashlib.sha256(small_model()).hexdigest()
@@ -180,21 +182,21 @@ async def test_show_finds_a_version_by_number_and_by_alias(deployed: Deployed, r
 
 async def test_show_for_people_says_what_crosses_and_what_the_exit_knows(deployed: Deployed) -> None:
     shown = await deployed.mesh.run("models", "show", MODEL)
-    assert f"{MODEL} version 3 (production), from version 2, made by" in shown.out
+    assert f"{MODEL} version 3 (production), from version 2, made: compressor" in shown.out
     assert f"classes: {', '.join(LABELS)}" in shown.out
     assert f"cut at {CUT}; crosses: {CUT}.q8 uint8" in shown.out
     assert "held-out samples" in shown.out
 
 
-async def test_pull_brings_every_file_as_it_was_pushed(deployed: Deployed, tmp_path: Path) -> None:
+async def test_pull_brings_every_file_as_it_was_imported(deployed: Deployed, tmp_path: Path) -> None:
     version = (await deployed.mesh.run("models", "pull", MODEL, "-o", tmp_path / "out", "--json")).json
-    found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name != RECORD}
     assert found.keys() == version["artifacts"].keys()
     for name, content in found.items():
         assert hashlib.sha256(content).hexdigest() == version["artifacts"][name]["sha256"]
     assert found[WHOLE] == small_model()
     again = await deployed.mesh.run("models", "pull", f"{MODEL}:1", "-o", tmp_path / "out")
-    assert f"{MODEL} version 1, made by push" in again.out
+    assert f"{MODEL} version 1, made: import by " in again.out
 
 
 async def test_a_plan_of_a_version_is_the_services_own(deployed: Deployed) -> None:
@@ -202,6 +204,30 @@ async def test_a_plan_of_a_version_is_the_services_own(deployed: Deployed) -> No
     plan = (await deployed.mesh.run("plan", f"{MODEL}:1", *link, "--json")).json
     assert {"EDGE_ONLY", "SPLIT"} <= {option["kind"] for option in plan["options"]}
     assert plan["why"]
+
+
+async def test_a_split_by_a_plan_keeps_it_through_compression_and_show_tells_it(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    run, plan = deployed.mesh.run, tmp_path / "plan.json"
+    await run(
+        *("models", "import", deployed.mesh.folder / "small.onnx", "--name", "planned"),
+        *("--labels", deployed.mesh.folder / "labels.json", "--preprocess", deployed.mesh.folder / "preprocess.json"),
+        *("--calibration", deployed.mesh.folder / "calibration"),
+    )
+    asked = ("--uplink-mbps", 5, "--rtt-ms", 30, "--budget-s", 1, "--edge-slowdown", 500)
+    planned = await run("plan", "planned:1", *asked, "--out", plan)
+    assert f"written to {plan}" in planned.out, planned
+    split = await run("split", "planned:1", "--plan", plan, "--at", CUT)
+    assert split.out.endswith(f"cut as planned at {CUT}\n"), split
+    compressed = (await run("compress", "planned:2", "--recipe", "int8-cut", "--json")).json["version"]
+    for version in (2, compressed):
+        shown = (await run("models", "show", f"planned:{version}", "--json")).json["plan"]
+        assert shown["plan"]["options"][shown["chosen"]]["cut"] == [CUT]
+        assert shown["plan"]["links"][0]["uplink_mbps"] == 5
+    text = (await run("models", "show", f"planned:{compressed}")).out
+    assert "plan of planned:1 for latency" in text
+    assert "5 Mbit/s, 30 ms" in text
 
 
 async def test_a_version_is_profiled_on_a_node_of_the_mesh_and_the_next_call_goes_on(
@@ -226,7 +252,7 @@ async def test_a_version_is_profiled_on_a_node_of_the_mesh_and_the_next_call_goe
 
 async def test_adapt_makes_a_version_that_heads_run_in_several_ways(deployed: Deployed) -> None:
     run, files = deployed.mesh.run, deployed.mesh.folder
-    await run("models", "push", files / "small.onnx", "--name", "adaptive")
+    await run("models", "import", files / "small.onnx", "--name", "adaptive")
     await run("split", "adaptive", "--at", CUT)
     made = await run("adapt", "adaptive", 2, 1, "--uplink-mbps", 5, "--rtt-ms", 30)
     assert made.out == "adaptive version 3 adapts among versions 2, 1\n", made
@@ -358,8 +384,8 @@ async def test_refusals_of_services_reach_the_user_with_their_reason(deployed: D
 
 async def test_steps_for_people_are_one_sentence_or_a_table(deployed: Deployed) -> None:
     run, files = deployed.mesh.run, deployed.mesh.folder
-    pushed = await run("models", "push", files / "small.onnx", "--name", "second")
-    assert pushed.out.splitlines()[-1].startswith("second version 1, made by push")
+    imported = await run("models", "import", files / "small.onnx", "--name", "second")
+    assert imported.out.splitlines()[-1].startswith("second version 1, made: import by ")
     split = await run("split", "second", "--at", CUT)
     assert split.out.startswith("version 2: head + tail differ from the whole by at most")
     assert "second@tested: nowhere -> 2" in (await run("models", "promote", "second:2", "--alias", "tested")).out

@@ -265,10 +265,10 @@ def test_a_bad_model_file_is_refused(command: str, kind: str, reason: str, tmp_p
     ("options", "complaint"),
     [
         (("split", "small.onnx", "--at", CUT), "--out is needed"),
-        (("split", "small.onnx", "-o", "out"), "Missing option '--at'"),
+        (("split", "small.onnx", "-o", "out"), "--at is needed"),
         (("split", "joints:1", "--at", CUT, "-o", "out"), "are for ONNX files"),
         (("plan", "small.onnx", "--rtt-ms", 1), "Missing option '--uplink-mbps'"),
-        (("models", "push", "small.onnx"), "Missing option '--name'"),
+        (("models", "import", "small.onnx"), "Missing option '--name'"),
         (("infer", "absent.jpg"), "does not exist"),
         (("plan", "small.onnx", *LINK, "--escalation", 1.5), "'--escalation'"),
     ],

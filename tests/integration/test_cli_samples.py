@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from splitmesh.samples.freeze import Dataset
+from splitmesh.datasets.folder import PictureFolder
 from splitmesh.samples.record import new_id
 from splitmesh.samples.store import SampleStore
 from tests.integration.command_line import Ended, refused, splitmesh, splitmesh_here
@@ -142,25 +144,62 @@ def test_an_export_comes_back_labelled(store: SampleStore, head: Path, tmp_path:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_dataset_that_was_frozen_stays(store: SampleStore, head: Path, tmp_path: Path) -> None:
+def test_frozen_samples_are_a_dataset_that_outlives_them(store: SampleStore, head: Path, tmp_path: Path) -> None:
     records = [add(store, 60 * n) for n in range(12)]
     for n, record in enumerate(records[:-1]):
         store.label(record.id, ("bad", "good")[n % 2], "ana", NOW)
-    made = here(head, "freeze", "first", "--out", tmp_path, "--seed", "3", "--json").json
-    dataset = Dataset.from_json((tmp_path / "first.json").read_bytes(), sha256=made["id"])
+    site = PictureFolder(tmp_path / "site")
+    kept = ("--folder", tmp_path / "site", "--no-push")
+    made = here(head, "freeze", "first", *kept, "--seed", "3", "--json").json
+    dataset = site.manifest(made["manifest"])
     assert len(dataset.entries) == 11
-    assert made["statistics"]["unlabelled"] == 1
-    assert here(head, "freeze", "first", "--out", tmp_path, "--seed", "3", "--json").json == made
+    assert not site.missing([entry.picture for entry in dataset.entries])
+    assert {entry.provenance for entry in dataset.entries} == {f"sample {one.id}" for one in records[:-1]}
+    assert made["left_out"]["unlabelled"] == 1
+    assert here(head, "freeze", "first", *kept, "--seed", "3", "--json").json == made
     store.label(records[-1].id, "bad", "ana", NOW)
-    assert "another dataset" in refused(
-        here(head, "freeze", "first", "--out", tmp_path, "--seed", "3"), "FIELD_INVALID"
-    )
-    assert Dataset.from_json((tmp_path / "first.json").read_bytes()).id == made["id"]
-    table = here(head, "freeze", "second", "--out", tmp_path, "--train", "0.5", "--val", "0.5", "--test", "0").out
+    again = here(head, "freeze", "first", *kept, "--seed", "3", "--json").json
+    assert again["manifest"] != made["manifest"]
+    assert set(site.manifests()) == {made["manifest"], again["manifest"]}
+    table = here(head, "freeze", "second", *kept, "--split", "0.5,0.5,0").out
     assert "bad" in table
     assert "train" in table
-    refused(here(head, "freeze", "../up", "--out", tmp_path), "FIELD_INVALID")
-    refused(here(head, "freeze", "third", "--out", tmp_path, "--train", "0.9"), "FIELD_INVALID")
+    refused(here(head, "freeze", "../up", *kept), "FIELD_INVALID")
+    refused(here(head, "freeze", "third", *kept, "--split", "0.9,0.2,0"), "FIELD_INVALID")
+    refused(here(head, "freeze", "third", *kept, "--camera", "nobody's"), "CALIBRATION_INSUFFICIENT")
+
+
+def test_a_damaged_picture_is_left_out_of_what_is_frozen_and_said(
+    store: SampleStore, head: Path, tmp_path: Path
+) -> None:
+    records = [add(store, 60 * n) for n in range(6)]
+    for record in records:
+        store.label(record.id, "good", "ana", NOW)
+    (file,) = head.rglob(str(records[2].picture))
+    file.write_bytes(b"something else")
+    ended = here(head, "freeze", "first", "--folder", tmp_path / "site", "--no-push")
+    assert "left out: 1 whose picture was gone or damaged" in ended.out
+    (manifest,) = PictureFolder(tmp_path / "site").manifests()
+    assert len(PictureFolder(tmp_path / "site").manifest(manifest).entries) == 5
+
+
+def test_freezing_again_mends_what_the_site_kept_and_makes_it_young(
+    store: SampleStore, head: Path, tmp_path: Path
+) -> None:
+    for n in range(4):
+        store.label(add(store, 60 * n).id, "good", "ana", NOW)
+    command = ("freeze", "first", "--folder", tmp_path / "site", "--no-push", "--split", "1,0,0", "--json")
+    manifest, site = here(head, *command).json["manifest"], PictureFolder(tmp_path / "site")
+    pictures = [entry.picture for entry in site.manifest(manifest).entries]
+    files = [path for path in (tmp_path / "site" / "pictures").rglob("?" * 64) if path.is_file()]
+    files[0].write_bytes(b"damaged")
+    for file in files:
+        os.utime(file, (1000, 1000))
+    site.drop_manifest(manifest)
+    assert here(head, *command).json["manifest"] == manifest
+    assert all(hashlib.sha256(site.read(picture)).hexdigest() == picture for picture in pictures)
+    site.drop_manifest(manifest)
+    assert site.remove_unused(2000).pictures == 0
 
 
 def test_counts_say_what_was_dropped(store: SampleStore, head: Path) -> None:

@@ -1,10 +1,8 @@
-"""`splitmesh samples export` and `freeze` where pictures are damaged, large or late, and where a file cannot be written."""
+"""`splitmesh samples export` where pictures are damaged, large or late."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +11,8 @@ from PIL import Image
 
 from splitmesh.cli import samples_files
 from splitmesh.cli.samples_source import Here
-from splitmesh.errors import MeshError, Reason
+from splitmesh.datasets.contents import Contents
 from splitmesh.model.preprocess import DEFAULT_MAX_PIXELS
-from splitmesh.samples.contents import Contents
 from splitmesh.samples.kept import Added, StoreLimits
 from splitmesh.samples.store import SampleStore
 from tests.integration.command_line import Ended, refused, splitmesh_here
@@ -69,38 +66,3 @@ def test_a_picture_that_does_not_come_in_time_is_named(
     monkeypatch.setattr(Here, "content", lambda *_: asyncio.Event().wait())
     assert kept.id in refused(here(tmp_path, "export", tmp_path / "set", "--format", "coco"), "DEADLINE_EXPIRED")
     assert not (tmp_path / "set").exists()
-
-
-def test_a_dataset_whose_writing_fails_is_not_there_and_can_be_written_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    file = tmp_path / "sets" / "one.json"
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            samples_files._write_once(file, b"whole")
-    assert list((tmp_path / "sets").iterdir()) == []
-    samples_files._write_once(file, b"whole")
-    assert file.read_bytes() == b"whole"
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_a_dataset_is_never_written_over_on_any_file_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    def none(_: Path, there: Path) -> None:
-        raise OSError(errno.EEXIST if there.exists() else errno.EPERM, "no hard links")
-
-    if not links:
-        monkeypatch.setattr(os, "link", none)
-    file = tmp_path / "one.json"
-    samples_files._write_once(file, b"whole")
-    samples_files._write_once(file, b"whole")
-    with pytest.raises(MeshError) as error:
-        samples_files._write_once(file, b"other")
-    assert error.value.reason is Reason.FIELD_INVALID
-    assert [path.name for path in tmp_path.iterdir()] == ["one.json"]
-    assert file.read_bytes() == b"whole"

@@ -18,11 +18,12 @@ from PIL import Image
 
 from splitmesh.client.registry import RegistryClient
 from splitmesh.compress.report import Report
+from splitmesh.model.artifacts import split_bytes
 from splitmesh.model.calibration import unpack_calibration
-from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, REPORT, TABLES, TAIL, WHOLE, Manifest
+from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, PLAN, REPORT, TABLES, TAIL, WHOLE, Manifest
 from tests.integration.command_line import Ended, model_files, refused, splitmesh, splitmesh_here
 from tests.integration.registry_world import World, running
-from tests.integration.small_model import CUT, LABELS, small_pictures
+from tests.integration.small_model import CUT, LABELS, small_model, small_pictures
 
 COUNT = 120
 STEPS = ("--recipe", f"split:at={CUT}", "--recipe", "int8-cut", "--recipe", "exits")
@@ -246,7 +247,7 @@ async def push(registry: Registry, *options: object) -> Any:
     folder = registry.files.folder
     return (
         await registry.run(
-            *("models", "push", folder / "small.onnx", "--name", "small", "--labels", folder / "labels.json"),
+            *("models", "import", folder / "small.onnx", "--name", "small", "--labels", folder / "labels.json"),
             *("--preprocess", folder / "preprocess.json", "--json", *options),
         )
     ).json
@@ -266,15 +267,22 @@ async def test_a_registered_version_gets_a_successor_without_pictures(
     registry: Registry, cache: Path, tmp_path: Path
 ) -> None:
     await push(registry)
+    pushed = await registry.client.get_version("small")
+    whole = Manifest.from_json(await registry.client.fetch(pushed, MANIFEST))
+    manifest, parts = split_bytes(small_model(), [CUT], preprocess=whole.preprocess, labels=whole.labels)
+    planned = {**parts, MANIFEST: manifest.to_json().encode(), PLAN: b"why it is cut there"}
+    source = await registry.client.create_version("small", planned, parent=1, created_by="partitioner")
     pictures = registry.files.folder / "pictures"
     ended = await registry.run("compress", "small", "--calibration", pictures, *STEPS, "--json")
-    assert ended.json["version"] == 2
+    assert ended.json["version"] == 3
     version = await registry.client.get_version("small")
-    assert (version.version, version.parent, version.created_by) == (2, 1, "compress")
+    assert (version.version, version.parent, version.created_by) == (3, 2, "compress")
     assert CALIBRATION not in version.artifacts
+    assert version.artifacts[PLAN] == source.artifacts[PLAN]
     assert version.artifacts.keys() >= {WHOLE, HEAD, TAIL, TABLES, REPORT, MANIFEST}
     report = Report.from_json(await registry.client.fetch(version, REPORT))
     assert json.loads(report.to_json()) == ended.json["report"]
+    assert version.lineage.metrics == report.figures()
 
     steps = ("--recipe", f"split:at={CUT}", "--recipe", "bottleneck:channels=1,rates=1", "--max-disagreement", 0.0)
     refused(await registry.run("compress", "small:1", "--calibration", pictures, *steps), "BUDGET_EXCEEDED")
@@ -283,5 +291,5 @@ async def test_a_registered_version_gets_a_successor_without_pictures(
     )
     assert out.json["version"] == 0
     require_version(tmp_path / "out")
-    assert len(await registry.client.list_versions("small")) == 2
+    assert len(await registry.client.list_versions("small")) == 3
     assert not list(cache.iterdir())

@@ -153,6 +153,10 @@ async def test_a_chain_gets_8_bits_at_every_hop_and_an_exit(plane: ControlPlane,
     assert [[info.dtype for info in hop.wire] for hop in manifest.split.hops()] == [["uint8"]] * 3
     assert report.agreement is not None
     assert report.agreement.share > 0.95
+    assert made.lineage.metrics["agreement"] == report.agreement.share
+    assert made.lineage.seeds == (report.seed,)
+    assert len(made.lineage.recipe_sha256) == 64
+    assert made.lineage.task
     pictures = small_pictures(64, seed=8)
     preprocess = small_manifest().preprocess
     assert preprocess is not None

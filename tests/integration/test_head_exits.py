@@ -246,8 +246,10 @@ async def test_what_exits_and_tail_answered_is_counted(edge: World, gateway: Mes
 
 
 async def test_an_answer_of_the_tail_that_cannot_be_used_is_no_answer_at_a_rate(
-    edge: World, opened: list[_Counting]
+    edge: World, opened: list[_Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The registry would refuse a tail that is not what the manifest says.
+    monkeypatch.setattr("services.registry.sound._require_equal", lambda segment, found: None)
     made = staged_classifier().artifacts()
     tail = onnx.load_model_from_string(made[TAIL])
     tail.graph.node[-1].output[0] = tail.graph.output[0].name = "something_else"

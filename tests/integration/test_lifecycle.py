@@ -274,6 +274,7 @@ async def test_a_process_says_when_it_runs_and_ends_with_0_when_told_to(
     await running.stop()
     lines = (tmp_path / "tail-1.log").read_text().splitlines()
     assert [json.loads(one)["message"] for one in lines] == [
+        "no trust root is set (SPLITMESH_TRUST_ROOT): versions are used unverified",
         f"tail is running at {running.address}",
         "tail has stopped",
     ]

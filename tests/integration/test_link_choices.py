@@ -237,7 +237,7 @@ async def test_nothing_is_sent_twice_to_tails_that_say_they_are_crowded() -> Non
         return 500.0
 
     tails = [FakeTail(name, crowded) for name in ("a", "b")]
-    async with linked(*tails) as link:
+    async with linked(*tails, policy=Policy(eject_factor=0.0)) as link:
         await _seasoned(link)
         _silent.append("slow now")
         await asyncio.gather(*(ask(link) for _ in range(10)))

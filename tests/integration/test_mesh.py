@@ -14,7 +14,6 @@ from PIL import Image
 from splitmesh.client import Answer, AnsweredBy
 from splitmesh.client.compression import CompressionClient
 from splitmesh.client.partition import PartitionClient
-from splitmesh.client.registry import RegistryClient
 from splitmesh.client.routing import Goals, RoutingClient
 from splitmesh.model.classes import as_probabilities
 from splitmesh.runtime import open_session
@@ -45,7 +44,7 @@ async def mesh(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 @pytest.mark.timeout(180)
 async def test_a_file_becomes_a_split_model_that_answers_frames_at_the_edge_and_in_the_cloud(mesh: LocalMesh) -> None:
-    registry, router = RegistryClient(mesh.channels), RoutingClient(mesh.channels)
+    registry, router = mesh.registry(), RoutingClient(mesh.channels)
     pushed = await push_small(registry, MODEL, samples=600)
     plan = await PartitionClient(mesh.channels).plan(
         MODEL, pushed.version, uplink_mbps=100.0, rtt_ms=10.0, picture_stays_on_site=True, budget_s=10.0

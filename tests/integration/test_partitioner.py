@@ -190,6 +190,7 @@ async def test_a_split_is_a_new_version_whose_halves_equal_the_whole(
     assert 0 <= result.max_abs_error < 1e-4
     made = await plane.registry.get_version(model, 2)
     assert (made.parent, made.created_by) == (1, "partitioner")
+    assert made.lineage.code_version.startswith("splitmesh")
     assert set(made.artifacts) == {WHOLE, HEAD, TAIL, MANIFEST} | ({CALIBRATION} if samples else set())
     source = await plane.registry.get_version(model, 1)
     for name in {WHOLE, CALIBRATION} & set(made.artifacts):

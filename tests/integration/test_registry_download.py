@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import grpc
 import pytest
 
 from splitmesh.api.registry.v1 import registry_pb2 as pb
+from splitmesh.client.partial import Partial
 from splitmesh.client.registry import ArtifactRef, RegistryClient
 from splitmesh.errors import MeshError
 from splitmesh.kernel.channels import mesh_errors
 from splitmesh.testing.relay import PROFILES, LinkRelay
 from tests.integration.registry_world import digest, reaching, running
+from tests.support.scripted_registry import Scripted, serving
 
 CONTENT = os.urandom(3 * 1024 * 1024 + 12345)
 SHA, SIZE = digest(CONTENT), len(CONTENT)
@@ -58,11 +61,14 @@ async def test_a_download_begins_at_any_byte_and_not_beyond_the_end(tmp_path: Pa
 
 
 async def test_a_pulled_file_resumes_what_an_earlier_process_left_even_if_damaged(tmp_path: Path) -> None:
+    part = tmp_path / f".out.{SHA[:16]}.part"
     async with running(tmp_path / "data") as world:
         ref = await world.client.push_artifact("a", CONTENT)
         for left in (CONTENT[: MIB + 1], b"damaged" * 1000, CONTENT + b"longer"):
-            part = tmp_path / f".out.{SHA[:16]}.part"
-            part.write_bytes(left)
+            # Synced and vouched for, and bad all the same: the digest at the end is what counts.
+            earlier = Partial(tmp_path / "out", SHA, len(left))
+            earlier.append(left)
+            earlier.close()
             told: list[tuple[int, int]] = []
             await world.client.pull_to_file(ref, tmp_path / "out", on_progress=partial(_tell, told))
             assert (tmp_path / "out").read_bytes() == CONTENT
@@ -75,18 +81,24 @@ def _tell(told: list[tuple[int, int]], done: int, total: int) -> None:
     told.append((done, total))
 
 
+class _Damaged(Scripted):
+    """A registry whose disk forgot what it was given."""
+
+    async def PullArtifact(self, request: pb.PullArtifactRequest, context: Any) -> AsyncIterator[Any]:
+        yield pb.PullArtifactResponse(offset=0, data=bytes(SIZE - request.offset), size_bytes=SIZE)
+
+
 async def test_a_file_that_arrives_damaged_never_replaces_the_old_one(tmp_path: Path) -> None:
-    async with running(tmp_path / "data") as world:
-        await world.client.push_artifact("a", CONTENT)
-        target = tmp_path / "out"
-        target.write_bytes(b"old")
-        (world.data_dir / "blobs" / SHA[:2] / SHA).write_bytes(bytes(SIZE))
-        ref = ArtifactRef("a", SHA, SIZE)
-        for pull in (world.client.pull_to_file(ref, target), world.client.pull_artifact(ref)):
+    target = tmp_path / "out"
+    target.write_bytes(b"old")
+    ref = ArtifactRef("a", SHA, SIZE)
+    async with serving(_Damaged()) as channels:
+        client = RegistryClient(channels)
+        for pull in (partial(client.pull_to_file, ref, target), partial(client.pull_artifact, ref)):
             with pytest.raises(MeshError) as error:
-                await pull
+                await pull()
             assert error.value.reason.value == "DIGEST_MISMATCH"
-        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"old"
 
 
 async def test_a_transfer_goes_on_where_the_link_broke(tmp_path: Path) -> None:

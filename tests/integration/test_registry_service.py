@@ -163,9 +163,6 @@ async def test_names_outside_the_contract_are_refused(world: World) -> None:
         with pytest.raises(MeshError) as error:
             await world.client.set_alias("m", alias, 1)
         assert error.value.fields[0][0] == "alias"
-        with pytest.raises(MeshError) as error:
-            await anext(world.client.watch_alias("m", alias))
-        assert error.value.fields[0][0] == "alias"
     with pytest.raises(MeshError) as error:
         await world.client.create_version("m", {}, created_by="push", description="x" * 4001)
     assert error.value.fields[0][0] == "description"

@@ -171,6 +171,17 @@ async def test_calls_above_the_servers_limit_are_refused() -> None:
         assert (await first).node == "first"
 
 
+async def test_thousands_of_calls_that_come_at_once_are_all_answered() -> None:
+    async with Host("small", settings(max_concurrent_rpcs=4000), SmallService()) as host:
+        channels = [open_channel(host.address) for _ in range(16)]
+        stubs = [segment_pb2_grpc.SegmentServiceStub(channel) for channel in channels]
+        request = segment_pb2.DescribeRequest()
+        calls = [stubs[number % 16].Describe(request, timeout=WAIT_S) for number in range(3500)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel in channels))
+    assert [one for one in answers if isinstance(one, BaseException)] == []
+
+
 async def test_a_call_continues_the_callers_trace_and_marks_its_failure() -> None:
     spans = InMemorySpanExporter()
     telemetry = Telemetry("small", processor=SimpleSpanProcessor(spans))

@@ -75,11 +75,13 @@ def test_what_is_retried_exists_is_unary_and_only_when_unavailable() -> None:
     from google.protobuf import descriptor_pool
 
     from splitmesh.api.compression.v1 import compression_pb2
+    from splitmesh.api.datasets.v1 import datasets_pb2
     from splitmesh.api.registry.v1 import registry_pb2
     from splitmesh.api.routing.v1 import routing_pb2
+    from splitmesh.api.samples.v1 import samples_pb2
     from splitmesh.api.segment.v1 import segment_pb2
 
-    assert all((splitmesh.api, compression_pb2, registry_pb2, routing_pb2, segment_pb2))
+    assert all((splitmesh.api, compression_pb2, datasets_pb2, registry_pb2, routing_pb2, samples_pb2, segment_pb2))
     for service, methods in IDEMPOTENT:
         known = descriptor_pool.Default().FindServiceByName(service).methods_by_name
         for method in methods:
@@ -159,3 +161,13 @@ async def test_the_channel_to_a_vanished_tail_is_closed_when_no_link_uses_it(mon
     for link in links.values():
         await link.stop()
     await channels.close()
+
+
+async def test_who_reads_slowly_has_channels_of_its_own_that_are_closed_with_the_others() -> None:
+    channels = Channels(StaticDiscovery({"tail": ["127.0.0.1:1"]}))
+    paced = channels.paced()
+    assert channels.paced() is paced
+    channel = await paced.to("tail")
+    assert channel is not await channels.to("tail")
+    await channels.close()
+    assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN

@@ -17,6 +17,7 @@ from splitmesh.compress.recipe import make_recipe, parse_step
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.jobs import Progress
 from splitmesh.kernel.streams import Drain
+from tests.unit.compression_reports import full_report
 
 
 def request(*steps: str) -> Request:
@@ -53,6 +54,28 @@ class Idle:
 
     async def register(self, request: Request, result: Result) -> tuple[int, bytes]:
         raise AssertionError("nothing to register")
+
+    async def stands(self, request: Request, version: int) -> bool:
+        raise AssertionError("nothing was registered")
+
+
+class Done(Idle):
+    """Ends at once; its versions are counted from 1 and stand until they are deleted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+        self.deleted = set[int]()
+
+    async def apply(self, request: Request, progress: Progress) -> Result:
+        return Result({}, {}, full_report())
+
+    async def register(self, request: Request, result: Result) -> tuple[int, bytes]:
+        self.made += 1
+        return self.made, result.report.to_json()
+
+    async def stands(self, request: Request, version: int) -> bool:
+        return version not in self.deleted
 
 
 @asynccontextmanager
@@ -102,6 +125,27 @@ async def test_a_cancellation_while_a_failure_is_written_down_comes_too_late(tmp
         assert status.error is not None
         assert status.error.reason is Reason.MODEL_CORRUPT
         assert (await runs.resume(identifier)).state is State.QUEUED
+
+
+async def test_one_whose_version_was_deleted_is_done_anew_and_every_other_is_joined(tmp_path: Path) -> None:
+    work = Done()
+    runs = Runs(Store(tmp_path), work, max_running=1, max_queued=0, max_kept=5, watch_stream_s=60.0, drain=Drain())
+    await runs.start()
+
+    async def ended() -> Status:
+        async with asyncio.timeout(20):
+            identifier = (await runs.submit(request())).request.compression_id
+            return [status async for status in runs.follow(identifier)][-1]
+
+    try:
+        assert [(await ended()).result_version for _ in range(2)] == [1, 1]
+        work.deleted.add(1)
+        again = await ended()
+        assert (again.state, again.result_version) == (State.SUCCEEDED, 2)
+        assert [status.result_version for status in runs.page("", None, 9)] == [2]
+        assert (await ended()).result_version == 2
+    finally:
+        await runs.stop()
 
 
 def test_long_names_of_tensors_do_not_make_a_description_that_the_registry_refuses() -> None:

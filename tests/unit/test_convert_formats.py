@@ -1,4 +1,4 @@
-"""What a pushed file is taken for, whatever its name, and the way out when it cannot be taken."""
+"""What an imported file is taken for, whatever its name, and the way out when it cannot be taken."""
 
 import io
 import sys
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from splitmesh.cli.importing import as_onnx
-from splitmesh.convert.formats import ModelFormat, format_of
-from splitmesh.convert.work import missing_module
+from splitmesh.convert.formats import ModelFormat, format_of, missing_module
 from splitmesh.errors import MeshError
 from tests.unit.onnx_nets import data, residual
 
@@ -57,7 +56,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_pushed_is_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
+def test_what_cannot_be_imported_is_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
     content, hint = REFUSED[name]
     path = tmp_path / "model.pt"
     path.write_bytes(content)

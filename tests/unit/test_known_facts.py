@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from services.partitioner.work import split_version
-from splitmesh.cli.planning import manifest_beside
+from splitmesh.cli.plan_profile import manifest_beside
 from splitmesh.model.known_facts import crossing_codec, with_manifest_facts
 from splitmesh.model.manifest import MANIFEST, CutLeakage, Manifest
 from splitmesh.model.plan import Constraints, Kind, Link, Plan, Workload, make_plan

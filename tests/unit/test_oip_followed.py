@@ -27,6 +27,7 @@ class Registry:
     def __init__(self) -> None:
         self.at = 1
         self.error: MeshError | None = None
+        self.refused: set[int] = set()
         self.asked = 0
         self.watching = 0
         self.answers = asyncio.Event()
@@ -39,6 +40,10 @@ class Registry:
         if self.error is not None:
             raise self.error
         return version(self.at, model)
+
+    async def verify(self, info: VersionInfo) -> None:
+        if info.version in self.refused:
+            raise MeshError(Reason.SIGNATURE_INVALID, "it was signed for other contents")
 
     async def watch_alias(self, model: str, alias: str) -> AsyncIterator[VersionInfo | None]:
         self.watching += 1
@@ -161,10 +166,22 @@ async def test_a_newer_move_ends_the_tries_with_a_version_that_cannot_be_loaded(
     assert await made.number() == 3
 
 
-async def test_without_a_registry_the_version_last_heard_of_is_used(made: Made) -> None:
+@pytest.mark.parametrize("reason", [Reason.SERVICE_UNAVAILABLE, Reason.PROTOCOL_VIOLATION])
+async def test_without_a_registry_that_answers_rightly_the_version_last_heard_of_is_used(
+    made: Made, reason: Reason
+) -> None:
     made.notes.kept["m@production"] = version(7)
-    made.registry.error = MeshError(Reason.SERVICE_UNAVAILABLE, "nobody answers")
+    made.registry.error = MeshError(reason, "nobody answers, or with another model")
     assert await made.number() == 7
+
+
+async def test_where_the_version_is_refused_the_one_last_used_answers(made: Made) -> None:
+    made.registry.refused = {1}
+    with pytest.raises(MeshError, match="SIGNATURE_INVALID"):
+        await made.number()
+    made.notes.kept["m@production"] = version(7)
+    assert await made.number() == 7
+    assert made.notes.kept["m@production"].version == 7
 
 
 @pytest.mark.parametrize("reason", [Reason.MODEL_NOT_FOUND, Reason.SERVICE_UNAVAILABLE])

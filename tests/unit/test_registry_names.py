@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from splitmesh.api.registry.v1 import registry_pb2 as pb
-from splitmesh.client.registry import _version
+from splitmesh.client.registry_messages import version_from_message
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.manifest import ArtifactName
 
@@ -17,7 +17,7 @@ def _answer(name: str) -> pb.ModelVersion:
 
 @pytest.mark.parametrize("name", ["head.onnx", "a", "Report_2.json", "x" * 128])
 def test_a_plain_file_name_is_taken_by_client_and_manifest(name: str) -> None:
-    assert _version(_answer(name)).artifacts.keys() == {TypeAdapter(ArtifactName).validate_python(name)}
+    assert version_from_message(_answer(name)).artifacts.keys() == {TypeAdapter(ArtifactName).validate_python(name)}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_plain_file_name_is_taken_by_client_and_manifest(name: str) -> None:
 )
 def test_anything_else_is_a_violation_for_the_client_and_refused_by_the_manifest(name: str) -> None:
     with pytest.raises(MeshError) as caught:
-        _version(_answer(name))
+        version_from_message(_answer(name))
     assert caught.value.reason is Reason.PROTOCOL_VIOLATION
     with pytest.raises(ValidationError):
         TypeAdapter(ArtifactName).validate_python(name)

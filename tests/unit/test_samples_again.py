@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from splitmesh.samples.contents import Contents
+from splitmesh.datasets.contents import Contents
 from splitmesh.samples.kept import Added, Duplicate, Filter, StoreLimits
 from splitmesh.samples.store import SampleStore
 from tests.unit.sample_records import NOW, ROOMY, add, picture, sample, spread

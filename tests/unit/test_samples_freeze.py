@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitmesh.datasets.manifest import Dataset
 from splitmesh.errors import MeshError, Reason
-from splitmesh.samples.freeze import Dataset, freeze
+from splitmesh.samples.freeze import freeze
 from splitmesh.samples.record import SampleRecord
 from tests.unit.sample_records import NOW, sample
 
@@ -69,6 +70,9 @@ def test_an_entry_says_what_was_labelled_and_where_it_comes_from() -> None:
         "captured_at": "2025-03-04T10:30:00.000000+00:00",
         "group": "unit-7",
         "split": "train",
+        "boxes": (),
+        "labelled_by": "ana",
+        "provenance": f"sample {record.id}",
     }
 
 
@@ -185,7 +189,7 @@ def other_split(values: dict[str, Any]) -> None:
         b"",
         b"[]",
         change(lambda values: values.update(colour="red")),
-        change(lambda values: values.update(schema_version=2)),
+        change(lambda values: values.update(schema_version=1)),
         change(lambda values: values["entries"].reverse()),
         change(lambda values: values["entries"].append(values["entries"][-1])),
         change(lambda values: values["entries"].pop()),

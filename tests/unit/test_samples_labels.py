@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from splitmesh.datasets.files import inside
+from splitmesh.datasets.problems import MAX_TOLD
 from splitmesh.errors import MeshError, Reason
-from splitmesh.samples import label_files, labelling
+from splitmesh.samples import labelling
 from splitmesh.samples.formats import export_coco, export_folder
 from splitmesh.samples.kept import Added
 from splitmesh.samples.labelling import Imported, import_labels
-from splitmesh.samples.problems import MAX_TOLD
 from splitmesh.samples.store import SampleStore
 from tests.unit.sample_records import NOW, ROOMY, add, picture, sample, spread
 
@@ -158,7 +159,7 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_imported(store: Sample
     assert "none of the classes" in told[sample(3).id]
     assert "two labels: 'good' and 'bad'" in told[f"{sample(2).id}.png"]
     assert "two labels" in told[sample(4).id]
-    assert "has no image" in told["line 8"]
+    assert "has no image" in told["labels.csv, line 8"]
     assert len(told) == 5
 
 
@@ -177,7 +178,8 @@ def test_names_that_lead_out_of_the_folder_are_refused(store: SampleStore, sourc
         table(source, f"{written},bad")
     else:
         coco(source, [(1, written)], [(1, 1)])
-    assert problems(store, source, form) == {written: "leads out of the folder"}
+    where = "labels.csv, line 2" if form == "csv" else "result.json, image 1"
+    assert problems(store, source, form) == {written: f"leads out of the folder ({where})"}
 
 
 def test_links_are_not_followed(store: SampleStore, source: Path, tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_too_large_files_are_refused_unread(store: SampleStore, source: Path, mo
         assert "at most 50" in problems(store, source, "folder")["bad/part.png"]
     for limit, form in (("MAX_TEXT_BYTES", "csv"), ("MAX_LISTED", "csv"), ("MAX_LISTED", "folder")):
         with monkeypatch.context() as patch:
-            patch.setattr(label_files, limit, 0)
+            patch.setattr(inside, limit, 0)
             assert "source" in problems(store, source, form)
 
 
@@ -282,3 +284,15 @@ def test_a_source_that_is_not_what_was_said_is_refused(
 ) -> None:
     prepare(source)
     assert problems(store, source, form)
+
+
+def test_boxes_in_yolo_label_what_they_are_in_without_the_pictures(store: SampleStore, source: Path) -> None:
+    (source / "classes.txt").write_text("bad\ngood\n")
+    (source / "labels").mkdir()
+    (source / "labels" / f"3f2a1b4c-{digest(store, 2)}.txt").write_text("1 0.5 0.5 0.25 0.25\n1 0.2 0.2 0.1 0.1\n")
+    (source / "labels" / f"3f2a1b4c-{digest(store, 3)}.txt").write_text("")
+    assert bring(store, source, "yolo") == Imported(1, 1)
+    assert labels(store) == {1: None, 2: "good", 3: None, 4: None}
+    (source / "labels" / f"{digest(store, 3)}.txt").write_text("0 0.5 0.5 0.25 0.25\n1 0.2 0.2 0.1 0.1\n2 0 0 1 1\n")
+    assert "none of 0 to 1" in problems(store, source, "yolo")[f"labels/{digest(store, 3)}.txt:3"]
+    assert "two labels" in problems(store, source, "yolo")[f"labels/{digest(store, 3)}.txt"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from splitmesh.datasets import likeness
 from splitmesh.errors import Reason
-from splitmesh.samples import likeness
 from splitmesh.samples.kept import Added, Dropped
 from splitmesh.samples.store import SampleStore
 from splitmesh.samples.thumbnail import thumbnail

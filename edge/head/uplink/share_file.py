@@ -9,13 +9,13 @@ import asyncio
 import json
 import logging
 import math
-import os
 from functools import partial
 from pathlib import Path
 
 from edge.head.disk import DiskCalls
 from edge.head.uplink.stream import far
 from splitmesh.client.shares import ApplicationShare, Grant
+from splitmesh.durable import write_file
 from splitmesh.errors import MeshError, Reason
 from splitmesh.routing.demand import WEIGHTS
 
@@ -96,13 +96,7 @@ class ShareFile:
             ],
             "why": grant.why,
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            json.dump(kept, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        write_file(self._path, json.dumps(kept).encode(), mode=0o644)
 
 
 class GrantKeeper:

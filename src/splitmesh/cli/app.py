@@ -9,7 +9,9 @@ import typer
 from splitmesh.cli import (
     adapting,
     compressing,
+    datasets,
     infer,
+    keys,
     models,
     nodes,
     outcomes,
@@ -31,6 +33,8 @@ app = typer.Typer(
 app.command()(infer.infer)
 app.command()(infer.stream)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.add_typer(datasets.app, name="datasets")
 app.command()(profiling.profile)
 app.command()(planning.plan)
 app.command()(splitting.split)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitmesh.cli.connect import channels, find_version
+from splitmesh.cli.connect import channels, find_version, registry_of
 from splitmesh.cli.importing import as_onnx
+from splitmesh.client.plans import carried_plan
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.compress.recipe import Recipe
 from splitmesh.compress.report import Report
@@ -90,7 +91,7 @@ async def compress_file(asked: Asked, on_progress: Progress) -> Made:
 async def compress_version(asked: Asked, on_progress: Progress) -> Made:
     """A recipe for a registered version; the result is a new version, or files in ``asked.out``."""
     async with channels() as opened:
-        registry = RegistryClient(opened)
+        registry = registry_of(opened)
         version = await find_version(registry, asked.model)
         with _home(asked, f"{version.model}:{version.version}") as home:
             source = await _fetch(registry, version, home / SOURCE)
@@ -106,12 +107,14 @@ async def compress_version(asked: Asked, on_progress: Progress) -> Made:
             if made.error is not None or asked.out is not None:
                 return _written(asked.out, made, result)
             on_progress("register the version", 1.0)
+            manifest = Manifest.from_json(result.files[MANIFEST].read_bytes())
             new = await registry.create_version(
                 version.model,
-                dict(result.files),
+                {**result.files, **await carried_plan(registry, version, manifest)},
                 parent=version.version,
                 created_by=CREATED_BY,
                 description=f"version {version.version} with {', '.join(asked.recipe.names())}",
+                lineage=result.lineage(asked.recipe),
             )
             return replace(made, version=new.version)
 
@@ -131,7 +134,7 @@ def run_file(
     progress: Progress,
 ) -> Result:
     """In the child: the file is checked and becomes a version, then the recipe runs."""
-    from splitmesh.cli.models import version_parts
+    from splitmesh.cli.model_parts import version_parts
     from splitmesh.compress.child import run_in
 
     parts = version_parts(model, labels, preprocess, None)

@@ -18,11 +18,10 @@ from splitmesh.cli.compress_shown import (
     show_state,
     write_page,
 )
-from splitmesh.cli.connect import channels, find_version, is_file
+from splitmesh.cli.connect import channels, find_version, is_file, registry_of
 from splitmesh.cli.output import JsonOption, refuse, run, show_json, show_table
 from splitmesh.cli.planning import FileOrVersion
 from splitmesh.client.compression import CompressionClient, CompressionInfo, CompressionState
-from splitmesh.client.registry import RegistryClient
 from splitmesh.compress.recipe import Budget, Recipe, make_recipe, parse_step
 from splitmesh.errors import MeshError
 
@@ -134,7 +133,7 @@ def _at_the_service(model: str, plan: Recipe, folder: str, html: bool, json: boo
 
     async def ask() -> tuple[Made, str]:
         async with channels() as opened:
-            version = await find_version(RegistryClient(opened), model)
+            version = await find_version(registry_of(opened), model)
             client = CompressionClient(opened)
             started = await client.start(version.model, version.version, plan, calibration_folder=folder)
             known.append(started.compression_id)

@@ -52,7 +52,7 @@ class Node:
 
 
 def nodes(json: JsonOption = False) -> None:
-    """List the mesh's services with their health, what tails have loaded, and each head's streams to the tails."""
+    """List the mesh's services with their health, what heads and tails have loaded, and each head's streams to the tails."""
 
     async def look() -> list[Node]:
         async with channels() as opened:
@@ -86,7 +86,7 @@ async def _check(opened: Channels, service: str, address: str) -> Node:
         described = await _described(channel) if service in ("tail", "head") else segment_pb2.DescribeResponse()
     except grpc.RpcError:
         return Node(service, address, "UNREACHABLE", "")
-    detail = _loaded(described) if service == "tail" else ""
+    detail = _loaded(described)
     if service == "head" and answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
         detail = "no model yet"
     return Node(service, address, health, detail, [_row(uplink) for uplink in described.uplinks])
@@ -103,8 +103,13 @@ async def _described(channel: grpc.aio.Channel) -> segment_pb2.DescribeResponse:
 def _loaded(described: segment_pb2.DescribeResponse) -> str:
     return ", ".join(
         f"{one.model}:{one.version} on {one.backend} ({'whole' if one.whole else f'segment {one.segment}'})"
+        f"{_withdrawn(one)}"
         for one in described.segments
     )
+
+
+def _withdrawn(segment: segment_pb2.LoadedSegment) -> str:
+    return f", to be replaced: {segment.withdrawn}" if segment.withdrawn else ""
 
 
 def _row(uplink: segment_pb2.Uplink) -> UplinkRow:

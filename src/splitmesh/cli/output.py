@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -53,12 +55,12 @@ def how_to_install(extra: str) -> str:
 
 def show_json(value: object) -> None:
     """One JSON document on standard output; a number that is not finite is null."""
-    print(json.dumps(_plain(value), allow_nan=False, indent=2))
+    print(json.dumps(plain(value), allow_nan=False, indent=2))
 
 
 def show_line(value: object) -> None:
     """One JSON line on standard output, as :func:`show_json`."""
-    print(json.dumps(_plain(value), allow_nan=False), flush=True)
+    print(json.dumps(plain(value), allow_nan=False), flush=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -86,25 +88,29 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _plain(value: object) -> object:
-    """What JSON knows, all the way down."""
+def plain(value: object) -> object:
+    """What JSON knows, all the way down; bytes in base64."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if is_dataclass(value) and not isinstance(value, type):
         # Not asdict: it copies what it finds, and errors cannot be copied.
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, MeshError):
         return {"reason": value.reason.value, "message": value.message}
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump())
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     raise TypeError(f"{type(value).__name__} has no JSON form")

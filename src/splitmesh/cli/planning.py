@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from splitmesh.cli.connect import channels, find_version, is_file
-from splitmesh.cli.output import JsonOption, run, show_json, show_table
+from splitmesh.cli.connect import channels, find_version, is_file, registry_of
+from splitmesh.cli.output import JsonOption, refuse, run, show_json, show_table
+from splitmesh.cli.plan_files import as_json, write_plan
 from splitmesh.client.partition import MiddleTier, PartitionClient, PlanInfo, PlanRow
-from splitmesh.client.registry import RegistryClient
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.placement.problem import Objective
 from splitmesh.model.plan_options import placement_name
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from splitmesh.model.manifest import Manifest
 
 FileOrVersion = Annotated[str, typer.Argument(help="An ONNX file, or NAME, NAME:VERSION, NAME@ALIAS in the registry.")]
 
@@ -107,6 +103,7 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Draw latency against bandwidth: a .png, .svg or .html file.")
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it for `splitmesh split --plan`.")] = None,
     all_options: Annotated[bool, typer.Option("--all", help="Show every option.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -140,7 +137,7 @@ def plan(
         if is_file(model):
             return await _answer(model, question, await _ask_file(Path(model), question, not json), plot)
         async with channels() as opened:
-            version = await find_version(RegistryClient(opened), model)
+            version = await find_version(registry_of(opened), model)
             client = PartitionClient(opened)
 
             def ask(asked: Question) -> Awaitable[PlanInfo]:
@@ -154,8 +151,15 @@ def plan(
             return await _answer(f"{version.model}:{version.version}", question, ask, plot)
 
     found = run(work())
+    if out is not None:
+        try:
+            write_plan(out, found)
+        except MeshError as error:
+            refuse(error)
+    elif found.no_record:
+        print(f"note: the plan cannot be kept: {found.no_record}", file=sys.stderr)
     if json:
-        show_json(found)
+        show_json(as_json(found))
         return
     ranked = list(enumerate(found.options, 1))
     shown = ranked if all_options else notable(ranked)
@@ -166,6 +170,8 @@ def plan(
     print(found.why)
     if plot is not None:
         print(f"drawn to {plot}")
+    if out is not None:
+        print(f"written to {out}")
 
 
 def parse_tier(text: str) -> MiddleTier:
@@ -245,7 +251,7 @@ async def _answer(title: str, question: Question, ask: Ask, plot: Path | None) -
 
 async def _ask_file(path: Path, question: Question, show_progress: bool) -> Ask:
     """Plans of an ONNX file, timed on this machine with random input."""
-    from splitmesh.model.known_facts import with_manifest_facts
+    from splitmesh.cli.plan_profile import PlannedFile, manifest_beside, plan_profile
     from splitmesh.model.load import load_file
     from splitmesh.model.profile import profile_cuts
 
@@ -262,37 +268,12 @@ async def _ask_file(path: Path, question: Question, show_progress: bool) -> Ask:
             on_progress=lambda done, total, step: progress.update(task, completed=done, total=total, description=step),
         )
     noise = "Bytes are those of random input, which says little about pictures"
+    planned = PlannedFile(path, profile, beside)
     if beside is not None:
-        profile = with_manifest_facts(profile, beside)
         noise += "; leakage and the version's own coded cut come from the manifest beside the file"
 
     async def ask(asked: Question) -> PlanInfo:
-        from splitmesh.cli.plan_profile import plan_profile
-
-        found = await asyncio.to_thread(plan_profile, profile, asked)
+        found = await asyncio.to_thread(plan_profile, planned, asked)
         return replace(found, why=f"{found.why} {noise}.")
 
     return ask
-
-
-def manifest_beside(path: Path, model: ModelProto) -> Manifest | None:
-    """The manifest in the file's folder, where there is one that describes this model; any other is left alone."""
-    from splitmesh.model.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
-
-    beside = path.parent / MANIFEST
-    if not beside.is_file() or beside.stat().st_size > MAX_MANIFEST_BYTES:
-        return None
-    try:
-        manifest = Manifest.from_json(beside.read_bytes())
-    except MeshError:
-        # Many a folder holds a manifest.json of something else.
-        return None
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = {info.name for info in model.graph.input} - weights
-    whole = manifest.whole
-    same = (
-        whole.artifact == path.name
-        and {info.name for info in whole.inputs} == inputs
-        and {info.name for info in whole.outputs} == {info.name for info in model.graph.output}
-    )
-    return manifest if same else None

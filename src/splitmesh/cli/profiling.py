@@ -11,11 +11,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from splitmesh.cli.connect import channels, find_version, is_file
+from splitmesh.cli.connect import channels, find_version, is_file, registry_of
 from splitmesh.cli.output import JsonOption, refuse, run, show_table
 from splitmesh.cli.plotting import new_figure, require_plot_file, save_figure
 from splitmesh.client.partition import PartitionClient
-from splitmesh.client.registry import RegistryClient
 from splitmesh.errors import MeshError, field_error
 from splitmesh.model.profile_data import FLOAT_CODEC, QUANTISED_CODEC, Profile
 
@@ -48,7 +47,7 @@ def profile(
 
     async def ask(told: Told) -> Profile:
         async with channels() as opened:
-            version = await find_version(RegistryClient(opened), model)
+            version = await find_version(registry_of(opened), model)
             return await PartitionClient(opened).profile(
                 version.model,
                 version.version,

@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from splitmesh.cli.connect import channels, find_version
+from splitmesh.cli.connect import channels, find_version, registry_of
 from splitmesh.cli.output import JsonOption, run, show_json
 from splitmesh.cli.route_shown import show_consequence, show_decision, show_goals, show_policy, show_why, why_of
 from splitmesh.cli.stated_goals import NONE, costs_of, limits_of, numbers_of
-from splitmesh.client.registry import RegistryClient
 from splitmesh.client.routing import Decision, Goals, GoalsInForce, NodeOutcomes, PolicyInfo, RoutingClient
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.kernel.channels import Channels
@@ -210,13 +209,13 @@ async def _version(opened: Channels, model: str, version: int | None) -> tuple[s
     if version is not None:
         return model, version
     reference = model if ":" in model or "@" in model else f"{model}@{PRODUCTION}"
-    found = await find_version(RegistryClient(opened), reference)
+    found = await find_version(registry_of(opened), reference)
     return found.model, found.version
 
 
 async def _labels(opened: Channels, model: str) -> Sequence[str]:
     """Classes that the exits of the model's newest version name."""
-    registry = RegistryClient(opened)
+    registry = registry_of(opened)
     manifest = Manifest.from_json(await registry.fetch(await registry.get_version(model), MANIFEST))
     finding = manifest.exit is not None and manifest.exit.finding is not None
     return FINDINGS if finding else manifest.labels

@@ -12,6 +12,7 @@ import typer
 
 from splitmesh.cli.output import JsonOption, run, show_json, show_table
 from splitmesh.cli.samples_files import add_commands, give_labels
+from splitmesh.cli.samples_freeze import freeze
 from splitmesh.cli.samples_options import (
     ByOption,
     CameraOption,
@@ -173,6 +174,7 @@ def counts(head: HeadOption = "", data_dir: DataDirOption = None, json: JsonOpti
 
 
 add_commands(app)
+app.command("freeze")(freeze)
 
 
 def _plain(sample: SampleInfo) -> dict[str, Any]:

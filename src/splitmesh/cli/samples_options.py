@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from splitmesh.cli.models import read_labels
+from splitmesh.cli.model_parts import read_labels
 from splitmesh.errors import field_error
 from splitmesh.samples.kept import Filter
 from splitmesh.samples.record import Kind

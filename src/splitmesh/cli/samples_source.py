@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.config import ENV_PREFIX
 from splitmesh.samples.beside import Beside, folders_of
 from splitmesh.samples.kept import Filter, LabelEntry
+from splitmesh.samples.record import SampleRecord
 from splitmesh.samples.tables import FILE
 from splitmesh.samples.thumbnail import MEDIA_TYPE, thumbnail
 
@@ -48,6 +49,12 @@ class Source(Protocol):
     async def counts(self) -> Sequence[SampleCounts]:
         """Of each head."""
         ...
+
+
+async def records_of(source: Source, wanted: Filter) -> list[SampleRecord]:
+    """All at once."""
+    async with aclosing(source.all(wanted)) as samples:
+        return [sample.record async for sample in samples]
 
 
 class Here:

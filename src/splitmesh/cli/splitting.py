@@ -13,18 +13,23 @@ from typing import Annotated
 
 import typer
 
-from splitmesh.cli.connect import channels, find_version, is_file
-from splitmesh.cli.models import read_labels, read_preprocess
+from splitmesh.cli.connect import channels, find_version, is_file, registry_of
+from splitmesh.cli.model_parts import read_labels, read_preprocess
 from splitmesh.cli.output import JsonOption, refuse, run, show_json, show_table
+from splitmesh.cli.plan_files import read_plan
 from splitmesh.cli.planning import FileOrVersion
 from splitmesh.cli.sources import read_samples
 from splitmesh.client.partition import PartitionClient, SplitResult
-from splitmesh.client.registry import RegistryClient
 from splitmesh.errors import MeshError, field_error
 
 BATCH = 16
 
-AtOption = Annotated[list[str], typer.Option("--at", help="Tensors to cut at, separated by commas; may be repeated.")]
+AtOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--at", help="Tensors to cut at, separated by commas; may be repeated. With --plan: a cut of the plan."
+    ),
+]
 ThenOption = Annotated[
     list[str] | None,
     typer.Option("--then", help="Another cut behind the one before, for a chain of segments; may be repeated."),
@@ -46,8 +51,14 @@ class SplitFiles:
 
 def split(
     model: FileOrVersion,
-    at: AtOption,
+    at: AtOption = None,
     then: ThenOption = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a version: a plan of `splitmesh plan --out`; it says where, and is kept with the version."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="For a file: folder for the halves.")] = None,
     labels: Annotated[Path | None, typer.Option(exists=True, help="For a file: class names for the manifest.")] = None,
     preprocess: Annotated[Path | None, typer.Option(exists=True, help="For a file: pipeline for the manifest.")] = None,
@@ -58,22 +69,31 @@ def split(
     json: JsonOption = False,
 ) -> None:
     """Cut a model in two, or more with --then, and verify it against the whole; exact unless --quantise is given."""
-    cuts = [tensors(at), *(tensors([cut]) for cut in then or ())]
+    if not at and (then or plan is None):
+        raise typer.BadParameter("--at is needed, or a --plan alone")
+    cuts = [tensors(at), *(tensors([cut]) for cut in then or ())] if at else []
     if not is_file(model):
         if out or labels or preprocess or quantise or calibration:
             raise typer.BadParameter("--out, --labels, --preprocess, --quantise and --calibration are for ONNX files")
 
         async def ask() -> SplitResult:
+            record = read_plan(plan) if plan is not None else None
             async with channels() as opened:
-                version = await find_version(RegistryClient(opened), model)
-                return await PartitionClient(opened).split(version.model, version.version, cuts[0], cuts[1:])
+                found = await find_version(registry_of(opened), model)
+                first, *further = cuts or [[]]
+                return await PartitionClient(opened).split(found.model, found.version, first, further, plan=record)
 
         result = run(ask())
         if json:
             show_json(result)
         else:
-            print(f"version {result.version}: {_differ(cuts)} from the whole by at most {result.max_abs_error:.2e}")
+            made = result.cuts or cuts
+            print(f"version {result.version}: {_differ(made)} from the whole by at most {result.max_abs_error:.2e}")
+            if plan is not None:
+                print(f"cut as planned at {'; then at '.join(map(', '.join, made))}")
         return
+    if plan is not None:
+        raise typer.BadParameter("--plan is for versions in the registry")
     if out is None:
         raise typer.BadParameter("--out is needed for an ONNX file")
     try:
@@ -122,8 +142,8 @@ def split_file(
     return SplitFiles(
         out=out,
         size_bytes={one.artifact: len(artifacts[one.artifact]) for one in manifest.split.segments()},
-        cut=tuple(tensor.name for tensor in manifest.split.cut),
-        further=tuple(tuple(tensor.name for tensor in hop.cut) for hop in manifest.split.middle),
+        cut=manifest.split.cuts[0],
+        further=manifest.split.cuts[1:],
         max_abs_error=manifest.split.verification.max_abs_error,
     )
 

@@ -15,6 +15,7 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels, mesh_errors
 from splitmesh.model.placement.problem import Objective
 from splitmesh.model.plan_options import Certificate, TierShare
+from splitmesh.model.plan_record import Cuts, PlanRecord
 from splitmesh.model.profile_data import Profile
 
 SERVICE = "partitioner"
@@ -61,6 +62,10 @@ class PlanInfo:
     why: str
     certificate: Certificate | None
     """How much better any cut of the graph could be; None: the profiles hold no common graph."""
+    record: PlanRecord | None = None
+    """For a version that is made because of it: see :meth:`PartitionClient.split`. None: see ``no_record``."""
+    no_record: str = ""
+    """Why there is none that can be kept; empty: there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,8 @@ class SplitResult:
     max_abs_error: float
     """Largest difference between the segments, one after the other, and the whole, as a share of an output's largest
     magnitude."""
+    cuts: Cuts = ()
+    """Where it was cut, from the input on."""
 
 
 class PartitionClient:
@@ -221,20 +228,34 @@ class PartitionClient:
             tuple(_row(option) for option in response.options),
             response.why,
             Certificate(sure.lower_bound_ms, sure.gap_ms, sure.method) if response.HasField("certificate") else None,
+            *_record(response.plan_json),
         )
 
     async def split(
-        self, model: str, version: int, cut: Sequence[str], further: Sequence[Sequence[str]] = ()
+        self,
+        model: str,
+        version: int,
+        cut: Sequence[str] = (),
+        further: Sequence[Sequence[str]] = (),
+        *,
+        plan: PlanRecord | None = None,
     ) -> SplitResult:
         """Cut a version; the segments are a new version. Repeating the call gives the same version.
 
-        With ``further`` cuts behind the first, in order, it becomes a chain of more segments than two.
+        Args:
+            model: by name.
+            version: its number.
+            cut: tensors of the first cut; may be empty with a plan, whose best cut is then made.
+            further: cuts behind the first, in order; it becomes a chain of more segments than two.
+            plan: of the same whole model, kept with the new version; it must have these cuts and not refuse them.
         """
         points = [partition_pb2.CutPoint(tensors=tensors) for tensors in further]
-        request = partition_pb2.SplitModelRequest(model=model, version=version, cut=cut, further=points)
+        text = "" if plan is None else plan.to_json()
+        request = partition_pb2.SplitModelRequest(model=model, version=version, cut=cut, further=points, plan_json=text)
         async with mesh_errors():
             response = await (await self._stub()).SplitModel(request, timeout=SPLIT_DEADLINE_S)
-        return SplitResult(response.version, response.max_abs_error)
+        cuts = tuple(tuple(point.tensors) for point in response.cuts)
+        return SplitResult(response.version, response.max_abs_error, cuts)
 
     async def adapt(self, model: str, versions: Sequence[int], *, uplink_mbps: float, rtt_ms: float) -> int:
         """The number of a version that heads run in the cheapest of these ways, beginning with the first."""
@@ -247,6 +268,14 @@ class PartitionClient:
 
     async def _stub(self) -> partition_pb2_grpc.PartitionServiceStub:
         return partition_pb2_grpc.PartitionServiceStub(await self._channels.to(SERVICE))
+
+
+def _record(text: str) -> tuple[PlanRecord | None, str]:
+    """Of a plan, or why there is none: its options count without it."""
+    try:
+        return (PlanRecord.from_json(text), "") if text else (None, "the partitioner is too old to give one to keep")
+    except MeshError as error:
+        return None, f"the partitioner may be newer than this program: {error.message}"
 
 
 def _row(option: partition_pb2.PlanOption) -> PlanRow:

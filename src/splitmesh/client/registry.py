@@ -1,68 +1,83 @@
 """The registry for everyone who uses it: push and pull artefacts, make versions, move and follow aliases.
 
 Uploads and downloads resume where a broken link left them, and give up only after several failures without progress.
-Everything raises MeshError. Content is verified by its SHA-256 before anyone sees it.
+Everything raises MeshError. Content is verified by its SHA-256 before anyone sees it, and where there is a trust, no byte of a
+version is handed out before the trust has verified the version.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
-from splitmesh.api.registry.v1 import registry_pb2 as pb
-from splitmesh.api.registry.v1.registry_pb2_grpc import RegistryServiceStub
-from splitmesh.client.artifacts import SERVICE, TRIES, ArtifactRef, Artifacts, OnProgress
-from splitmesh.client.profiles import profile_from_message, profile_to_message
-from splitmesh.client.transfer import Patience, is_passing
+from splitmesh.client.artifacts import Artifacts
+from splitmesh.client.deltas import Deltas
+from splitmesh.client.rate import Rate
+from splitmesh.client.registry_calls import RegistryCalls
+from splitmesh.client.registry_create import Asked, Create
+from splitmesh.client.registry_trust import TrustPort, Verified
+from splitmesh.client.registry_values import (
+    AliasChange,
+    AliasMove,
+    ArtifactRef,
+    Garbage,
+    ModelInfo,
+    OnProgress,
+    RegistryEvent,
+    VersionInfo,
+)
+from splitmesh.client.registry_watch import Watch, states
+from splitmesh.client.small_contents import SmallContents
+from splitmesh.client.version_files import VersionFiles
 from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.kernel.channels import Channels, mesh_errors
-from splitmesh.model.profile_data import Profile
+from splitmesh.kernel.channels import Channels
+from splitmesh.model.lineage import Lineage
 
-CREATE_DEADLINE_S = 300.0
-"""Deadline of CreateVersion, seconds: the registry reads every model file in a child process first."""
-PAGE = 1000
-
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""As :data:`splitmesh.model.manifest.ArtifactName`, whose module needs Pillow: a name becomes a file at who pulls it."""
-
-__all__ = ["ArtifactRef", "ModelInfo", "RegistryClient", "VersionInfo"]
-
-
-@dataclass(frozen=True)
-class VersionInfo:
-    """One immutable version; ``aliases`` are those that pointed at it when it was read."""
-
-    model: str
-    version: int
-    parent: int
-    artifacts: Mapping[str, ArtifactRef]
-    created_by: str
-    description: str
-    aliases: tuple[str, ...]
-    create_time: datetime
+__all__ = [
+    "AliasChange",
+    "AliasMove",
+    "ArtifactRef",
+    "Garbage",
+    "ModelInfo",
+    "OnProgress",
+    "RegistryClient",
+    "RegistryEvent",
+    "TrustPort",
+    "VersionInfo",
+]
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model and where its aliases point."""
+class RegistryClient(RegistryCalls):
+    """Speaks to the service ``registry`` that ``channels`` can find.
 
-    name: str
-    latest_version: int
-    aliases: Mapping[str, int]
-    create_time: datetime
+    Args:
+        channels: find it.
+        trust: verifies versions before their bytes are handed out, and signs those that are made; None: nobody does.
+        rate: one for all transfers of this process; None: as fast as the link.
+    """
 
+    def __init__(self, channels: Channels, *, trust: TrustPort | None = None, rate: Rate | None = None) -> None:
+        super().__init__(channels)
+        self._trust = trust
+        self._artifacts = Artifacts(channels, rate)
+        self._small = SmallContents(channels, self._artifacts, rate)
+        self._deltas = Deltas(channels, self._artifacts)
+        self._files = VersionFiles(self._artifacts, self._deltas, rate)
+        self._create = Create(channels, trust, self._files, self._small)
+        self._verified = Verified(trust, self.get_version)
 
-class RegistryClient:
-    """Speaks to the service ``registry`` that ``channels`` can find."""
+    async def verify(self, version: VersionInfo) -> VersionInfo:
+        """The version whose bytes may be used here: itself, or with signatures that it got since it was read.
 
-    def __init__(self, channels: Channels) -> None:
-        self._channels = channels
-        self._artifacts = Artifacts(channels)
+        Costs microseconds after the first time. Raises MeshError SIGNATURE_MISSING, SIGNATURE_INVALID, KEY_UNKNOWN,
+        KEY_REVOKED.
+        """
+        return await self._verified.require(version)
+
+    def withdrawn(self, model: str, version: int) -> Reason | None:
+        """Why a version that was verified here would not be again, such as KEY_REVOKED; None: it would, or nothing is."""
+        return None if self._trust is None else self._trust.withdrawn(model, version)
 
     async def push_artifact(
         self, name: str, content: bytes | Path, *, on_progress: OnProgress | None = None
@@ -73,19 +88,93 @@ class RegistryClient:
             MeshError: FIELD_INVALID (the file cannot be read), FRAME_TOO_LARGE, STORAGE_FULL, DIGEST_MISMATCH (the file
                 changed meanwhile), or what kept the registry from answering.
         """
-        return await self._artifacts.push(name, content, on_progress)
+        ref = await self._artifacts.push(name, content, on_progress)
+        self._verified.pushed(ref)
+        return ref
 
-    async def pull_artifact(self, ref: ArtifactRef, *, on_progress: OnProgress | None = None) -> bytes:
-        """The content, verified. ARTIFACT_NOT_FOUND, DIGEST_MISMATCH, or what kept the registry from answering."""
-        return await self._artifacts.pull(ref, on_progress)
+    async def push_files(
+        self,
+        files: Mapping[str, bytes | Path],
+        *,
+        base: Path | Mapping[str, bytes | Path] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> dict[str, ArtifactRef]:
+        """Uploads several by name, a few at once; ``on_progress`` is told the bytes of all of them.
 
-    async def pull_to_file(self, ref: ArtifactRef, path: Path, *, on_progress: OnProgress | None = None) -> None:
-        """The content at ``path``, which changes only when everything is verified and synced; resumes an earlier try.
+        Args:
+            files: contents by artefact name.
+            base: files of an earlier version that the registry has: a folder, or contents by name. Of a file with the same
+                name in it only what changed is sent, where that is much less.
+            on_progress: told bytes done and altogether.
 
         Raises:
-            MeshError: as :meth:`pull_artifact`, and STORAGE_FULL when the file cannot be written.
+            MeshError: as :meth:`push_artifact`.
         """
-        await self._artifacts.pull_to_file(ref, path, on_progress)
+        refs = await self._files.push(files, base, on_progress)
+        for ref in refs.values():
+            self._verified.pushed(ref)
+        return refs
+
+    async def pull_artifact(self, ref: ArtifactRef, *, on_progress: OnProgress | None = None) -> bytes:
+        """A content that belongs to no version, verified by its digest alone; of a version's: :meth:`fetch`.
+
+        Raises:
+            MeshError: ARTIFACT_NOT_FOUND, DIGEST_MISMATCH, or what kept the registry from answering.
+        """
+        return await self._artifacts.pull(ref, on_progress)
+
+    async def pull_to_file(
+        self, ref: ArtifactRef, path: Path, *, base: Path | None = None, on_progress: OnProgress | None = None
+    ) -> None:
+        """As :meth:`pull_artifact`, to ``path``, which changes only when everything is verified and synced.
+
+        Goes on where an earlier try was killed, or the power was cut. With ``base``, a file that may have much in common with
+        it, only what changed is fetched where that is much less.
+
+        Raises:
+            MeshError: also STORAGE_FULL, the file cannot be written; QUEUE_FULL, somebody else is fetching it to this path.
+        """
+        await self._files.get(ref, path, base, on_progress)
+
+    async def fetch(self, version: VersionInfo, name: str, *, on_progress: OnProgress | None = None) -> bytes:
+        """One artefact of a version; MODEL_INCOMPLETE when it has none of that name, VERSION_NOT_FOUND when it was deleted
+        meanwhile, and as :meth:`verify` and :meth:`pull_artifact`.
+        """
+        ref = version.artifact(name)
+        await self.verify(version)
+        async with self._while_there(version):
+            return await self.pull_artifact(ref, on_progress=on_progress)
+
+    async def pull_version(
+        self,
+        version: VersionInfo,
+        folder: Path,
+        *,
+        names: Sequence[str] | None = None,
+        base: Path | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> dict[str, Path]:
+        """A version's files in a folder, a few at once; where each is.
+
+        What is there already and right is not fetched again, and what an earlier pull left unfinished is gone on with. A
+        file appears under its name only whole and verified, and never in place of a link or a folder.
+
+        Args:
+            version: verified first, see :meth:`verify`.
+            folder: made when it is not there.
+            names: artefacts wanted; None: all.
+            base: folder with another version's files: what is the same is copied from there, and of a file with
+                the same name, there or in ``folder``, only what changed is fetched where that is much less.
+            on_progress: told bytes done and altogether, over all files; what was there counts as done.
+
+        Raises:
+            MeshError: MODEL_INCOMPLETE, FIELD_INVALID (a link or a folder is in the way), VERSION_NOT_FOUND (it was deleted
+                meanwhile), and as :meth:`pull_to_file`.
+        """
+        refs = [version.artifact(name) for name in (version.artifacts if names is None else dict.fromkeys(names))]
+        await self.verify(version)
+        async with self._while_there(version):
+            return await self._files.pull(refs, folder, base, on_progress)
 
     async def create_version(
         self,
@@ -96,181 +185,105 @@ class RegistryClient:
         created_by: str,
         description: str = "",
         request_id: str = "",
+        lineage: Lineage | None = None,
+        base: Path | Mapping[str, bytes | Path] | None = None,
         on_progress: OnProgress | None = None,
     ) -> VersionInfo:
-        """Pushes what is not there yet, then makes the version; safe to repeat with the same ``request_id``.
+        """Pushes what is not there yet, signs where there is a key, makes the version; safe to repeat by ``request_id``.
 
-        A reference stands for what another version holds already. ``on_progress`` is told the bytes of one artefact after
-        the other.
+        A reference stands for what another version holds already, or what was pushed before; where there is a trust, this
+        client has verified that version, or pushed it itself. ``base`` and ``on_progress`` are those of :meth:`push_files`.
+
+        Raises:
+            MeshError: as :meth:`push_artifact`; MODEL_CORRUPT, MODEL_INCOMPLETE and the other reasons of a model that is
+                refused; SIGNATURE_MISSING, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED; VERSION_NOT_FOUND,
+                DATASET_NOT_FOUND (of the lineage).
         """
-        refs = [
-            replace(content, name=name)
-            if isinstance(content, ArtifactRef)
-            else await self.push_artifact(name, content, on_progress=on_progress)
-            for name, content in artifacts.items()
-        ]
-        request = pb.CreateVersionRequest(
-            model=model,
-            artifacts=[pb.Artifact(name=ref.name, sha256=ref.sha256, size_bytes=ref.size_bytes) for ref in refs],
-            parent=parent,
-            created_by=created_by,
-            description=description,
-            # With one of our own a lost answer can be asked for again without making a second version.
-            request_id=request_id or uuid4().hex,
-        )
-        patience = Patience(tries=TRIES)
-        while True:
-            try:
-                async with mesh_errors():
-                    stub = await self._stub()
-                    response = await stub.CreateVersion(request, timeout=CREATE_DEADLINE_S)
-                return _version(response.version)
-            except MeshError as error:
-                # A check that took too long would take too long again.
-                if error.reason is Reason.DEADLINE_EXPIRED or not is_passing(error):
-                    raise
-                await patience.after(error)
+        for content in artifacts.values():
+            if isinstance(content, ArtifactRef):
+                self._verified.require_content(content)
+        asked = Asked(model, artifacts, parent, created_by, description, request_id, lineage or Lineage())
+        return await self._create.version(asked, base, on_progress)
 
-    async def get_version(self, model: str, version: int | None = None, *, alias: str | None = None) -> VersionInfo:
-        """By number, by alias, or the newest; MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
-        if version is not None and alias is not None:
-            raise field_error("alias", "ask by version or by alias, not both")
-        request = pb.GetVersionRequest(model=model)
-        if alias is not None:
-            request.alias = alias
-        elif version is not None:
-            request.version = version
-        async with mesh_errors():
-            stub = await self._stub()
-            response = await stub.GetVersion(request)
-        return _version(response.version)
+    async def missing(self, sha256s: Sequence[str]) -> list[str]:
+        """Which of these contents the registry does not have, in the order asked."""
+        return await self._small.missing(sha256s)
 
-    async def fetch(self, version: VersionInfo, name: str) -> bytes:
-        """One artefact of a version; MODEL_INCOMPLETE when it has none of that name."""
-        ref = version.artifacts.get(name)
-        if ref is None:
-            raise MeshError(
-                Reason.MODEL_INCOMPLETE,
-                f"version {version.version} of {version.model!r} has no {name!r}",
-                metadata={"missing": name},
-            )
-        return await self.pull_artifact(ref)
+    async def push_contents(
+        self, contents: AsyncIterable[tuple[str, bytes]], *, on_progress: OnProgress | None = None
+    ) -> int:
+        """Uploads many contents by digest, small ones several in a message; how many. All are on disk when it returns.
 
-    async def list_models(self) -> list[ModelInfo]:
-        """All, by name."""
-        found: list[ModelInfo] = []
-        request = pb.ListModelsRequest(page_size=PAGE)
-        while True:
-            async with mesh_errors():
-                stub = await self._stub()
-                page = await stub.ListModels(request)
-            found += [_model(message) for message in page.models]
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
+        Ask :meth:`missing` first, to send only those. ``on_progress`` is told bytes on disk and bytes read so far.
 
-    async def list_versions(self, model: str) -> list[VersionInfo]:
-        """All of one model, newest first; MODEL_NOT_FOUND."""
-        found: list[VersionInfo] = []
-        request = pb.ListVersionsRequest(model=model, page_size=PAGE)
-        while True:
-            async with mesh_errors():
-                stub = await self._stub()
-                page = await stub.ListVersions(request)
-            found += [_version(message) for message in page.versions]
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
-
-    async def set_alias(self, model: str, alias: str, version: int) -> int:
-        """Points an alias; the version it pointed at before, 0: none. MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
-        async with mesh_errors():
-            stub = await self._stub()
-            response = await stub.SetAlias(pb.SetAliasRequest(model=model, alias=alias, version=version))
-        return int(response.previous_version)
-
-    async def put_profile(self, model: str, version: int, profile: Profile) -> None:
-        """Keeps a profile; an earlier one with its key is replaced.
-
-        Raises MeshError MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
+        Raises:
+            MeshError: DIGEST_MISMATCH, a content is not what its digest says; FRAME_TOO_LARGE, STORAGE_FULL, or what kept the
+                registry from answering.
         """
-        request = pb.PutProfileRequest(model=model, version=version, profile=profile_to_message(profile))
-        async with mesh_errors():
-            stub = await self._stub()
-            await stub.PutProfile(request)
+        return await self._small.push(contents, on_progress)
 
-    async def list_profiles(self, model: str, version: int, node: str = "") -> list[Profile]:
-        """Every profile of a version's whole model, newest first; only one node's unless ``node`` is empty.
+    def pull_contents(self, sha256s: Sequence[str]) -> AsyncGenerator[tuple[str, bytes], None]:
+        """Many contents with their digests, verified, in the order asked.
 
-        Raises MeshError MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+        Raises:
+            MeshError: ARTIFACT_NOT_FOUND, DIGEST_MISMATCH, or what kept the registry from answering.
         """
-        async with mesh_errors():
-            stub = await self._stub()
-            answer = await stub.ListProfiles(pb.ListProfilesRequest(model=model, version=version, node=node))
-        return [profile_from_message(one.profile) for one in answer.profiles]
+        return self._small.pull(sha256s)
 
-    async def watch_alias(self, model: str, alias: str) -> AsyncIterator[VersionInfo | None]:
+    async def make_delta(self, base_sha256: str, sha256: str) -> ArtifactRef | None:
+        """A patch from one content to another, as a content; None where it is not much smaller. ARTIFACT_NOT_FOUND."""
+        return await self._deltas.make(base_sha256, sha256)
+
+    async def apply_delta(self, base_sha256: str, delta_sha256: str, sha256: str, size_bytes: int) -> None:
+        """Makes a content in the registry from another one and a patch that were pushed before.
+
+        Raises:
+            MeshError: ARTIFACT_NOT_FOUND, DIGEST_MISMATCH, PAYLOAD_CORRUPT, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL.
+        """
+        await self._deltas.apply(base_sha256, delta_sha256, sha256, size_bytes)
+
+    def watch_model(self, model: str, alias: str = "", after: int = 0) -> AsyncGenerator[AliasChange, None]:
+        """Follows a model's aliases, or one of them: first where they point now, then every move, each once.
+
+        Never ends by itself and outlives outages of the registry, during which nothing comes; what happened meanwhile comes
+        afterwards, move by move.
+
+        Args:
+            model: may not exist yet.
+            alias: may not exist yet; empty: all.
+            after: sequence of the last change that the caller knows: those since come first, then where the aliases point
+                now, should the registry have been set back to a backup.
+
+        Raises:
+            MeshError: only when the request is wrong, or the answer (PROTOCOL_VIOLATION).
+        """
+        return Watch(self._channels, self._trust, model, alias, after).changes()
+
+    def watch_alias(self, model: str, alias: str) -> AsyncGenerator[VersionInfo | None, None]:
         """Where the alias points now (None: it does not exist), then where it points after each change.
 
-        Never ends by itself and outlives outages of the registry, during which nothing comes. Several moves in a row
-        may arrive as one; an unchanged state is never repeated. Raises MeshError only when the request is wrong, or the
-        answer (PROTOCOL_VIOLATION).
+        As :meth:`watch_model`, except that of several moves only the last one comes to a caller who was busy meanwhile; an
+        unchanged state is never repeated. MeshError FIELD_INVALID without an alias.
         """
-        patience = Patience(tries=None)
-        known: int | None = None
-        while True:
-            call: Any = None
-            try:
-                async with mesh_errors():
-                    call = (await self._stub()).WatchAlias(pb.WatchAliasRequest(model=model, alias=alias))
-                while (message := await _next_state(call)) is not None:
-                    patience.renewed()
-                    number = message.version.version
-                    if number != known:
-                        known = number
-                        yield _version(message.version) if number else None
-                raise MeshError(Reason.SERVICE_UNAVAILABLE, "the registry ended the watch")
-            except MeshError as error:
-                if error.reason in (Reason.FIELD_INVALID, Reason.UNIMPLEMENTED, Reason.PROTOCOL_VIOLATION):
-                    raise
-                await patience.after(error)
-            finally:
-                if call is not None:
-                    call.cancel()
+        if not alias:
+            raise field_error("alias", "is missing: name the one to follow")
+        return states(self.watch_model(model, alias))
 
-    async def _stub(self) -> RegistryServiceStub:
-        return RegistryServiceStub(await self._channels.to(SERVICE))
+    @asynccontextmanager
+    async def _while_there(self, version: VersionInfo) -> AsyncGenerator[None, None]:
+        """Says VERSION_NOT_FOUND of a version whose contents went with it meanwhile."""
+        try:
+            yield
+        except MeshError as error:
+            if error.reason is Reason.ARTIFACT_NOT_FOUND and await self._is_gone(version):
+                raise MeshError(
+                    Reason.VERSION_NOT_FOUND, f"version {version.version} of {version.model!r} was deleted meanwhile"
+                ) from error
+            raise
 
-
-async def _next_state(call: Any) -> pb.WatchAliasResponse | None:
-    """None at the end of the stream. Waits as long as nothing changes: keepalive notices a dead link (ADR 0005)."""
-    async with mesh_errors():
-        message = await call.read()
-    return message if isinstance(message, pb.WatchAliasResponse) else None
-
-
-def _version(message: pb.ModelVersion) -> VersionInfo:
-    for one in message.artifacts:
-        if not _PLAIN_NAME.fullmatch(one.name):
-            raise MeshError(
-                Reason.PROTOCOL_VIOLATION, f"the registry names an artefact {one.name!r}: no plain file name"
-            )
-    return VersionInfo(
-        model=message.model,
-        version=message.version,
-        parent=message.parent,
-        artifacts={one.name: ArtifactRef(one.name, one.sha256, one.size_bytes) for one in message.artifacts},
-        created_by=message.created_by,
-        description=message.description,
-        aliases=tuple(message.aliases),
-        create_time=message.create_time.ToDatetime(tzinfo=UTC),
-    )
-
-
-def _model(message: pb.Model) -> ModelInfo:
-    return ModelInfo(
-        name=message.name,
-        latest_version=message.latest_version,
-        aliases=dict(message.aliases),
-        create_time=message.create_time.ToDatetime(tzinfo=UTC),
-    )
+    async def _is_gone(self, version: VersionInfo) -> bool:
+        try:
+            await self.get_version(version.model, version.version)
+        except MeshError as error:
+            return error.reason in (Reason.VERSION_NOT_FOUND, Reason.MODEL_NOT_FOUND)
+        return False

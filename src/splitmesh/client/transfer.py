@@ -1,22 +1,27 @@
-"""What moving content over a bad link takes: patience that grows with progress, sources to read, files to complete.
+"""What moving content over a bad link takes: patience that grows with progress, sources to read.
 
-Knows bytes, digests and waiting. Knows no service.
+Knows bytes, digests and waiting. Knows no service; a file that is being downloaded is a ``partial``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from splitmesh.errors import MeshError, Reason
 
+Result = TypeVar("Result")
+
 PIECE_BYTES = 1024 * 1024
 """Most content in one message."""
+BUSY_TRIES = 8
+LONGEST_BUSY_S = 30.0
+"""A server that says that it is busy for longer is asked after this time all the same."""
 
 _PASSING = frozenset(
     {
@@ -42,32 +47,40 @@ class Patience:
     """Decides whether to try again, and waits: 0.1 s doubling to ``longest_s``, each time a little different.
 
     Args:
-        tries: failures in a row without progress before the last one is raised; None: never give up.
-        longest_s: longest wait, seconds. After an outage the first success comes within about this long.
+        tries: failures in a row without progress before the last one is raised; None: never give up. A server that is
+            only busy (QUEUE_FULL) is asked ``BUSY_TRIES`` times as often.
+        longest_s: longest wait, seconds, unless a busy server says that it takes longer. After an outage the first success
+            comes within about this long.
     """
 
     def __init__(self, *, tries: int | None, longest_s: float = 1.0) -> None:
         self._tries = tries
         self._longest_s = longest_s
         self._failures = 0
+        self._spent = 0.0
         self._furthest = 0
 
     def reached(self, position: int) -> None:
         """Progress was made, if this is further than ever: start counting anew."""
         if position > self._furthest:
             self._furthest = position
-            self._failures = 0
+            self.renewed()
 
     def renewed(self) -> None:
         """It works again: start counting anew."""
         self._failures = 0
+        self._spent = 0.0
 
     async def after(self, error: MeshError) -> None:
         """Waits before the next try; raises ``error`` when patience is over."""
+        is_busy = error.reason is Reason.QUEUE_FULL
         self._failures += 1
-        if self._tries is not None and self._failures >= self._tries:
+        self._spent += 1 / BUSY_TRIES if is_busy else 1
+        if self._tries is not None and self._spent >= self._tries:
             raise error
         wait_s = min(self._longest_s, 0.1 * 2 ** min(self._failures - 1, 16))
+        if is_busy and (error.retry_after_s or 0.0) > self._longest_s:
+            wait_s = min(LONGEST_BUSY_S, error.retry_after_s or 0.0)
         # Spread out, so that a thousand clients of a restarted server do not come in step.
         await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
 
@@ -89,11 +102,18 @@ class Source:
         await asyncio.to_thread(self._measure)
         return self
 
-    async def read(self, offset: int) -> bytes:
-        """At most one piece; empty at the end."""
+    async def _read(self, offset: int, most: int) -> bytes:
+        """At most so many bytes from ``offset`` on; empty at the end, which is where it was when it was measured."""
+        length = min(most, self.size_bytes - offset)
         if isinstance(self._content, bytes):
-            return self._content[offset : offset + PIECE_BYTES]
-        return await asyncio.to_thread(_read_at, self._content, offset)
+            return self._content[offset : offset + length]
+        return await asyncio.to_thread(_read_at, self._content, offset, length) if length > 0 else b""
+
+    async def pieces(self, offset: int, most: int = PIECE_BYTES) -> AsyncGenerator[bytes, None]:
+        """The content from ``offset`` to its end."""
+        while data := await self._read(offset, most):
+            offset += len(data)
+            yield data
 
     def _measure(self) -> None:
         if isinstance(self._content, bytes):
@@ -104,55 +124,28 @@ class Source:
             self.size_bytes = file.tell()
 
 
-class Partial:
-    """A file being downloaded beside its final path; resumes what an earlier process left. Blocking.
+async def in_thread(call: Callable[[], Result]) -> Result:
+    """What the call gives, made in a thread. A caller who is cancelled goes on when the thread has ended, not before.
 
-    One process at a time per path; two would tear the part, which the digest then refuses.
-
-    Raises:
-        MeshError: STORAGE_FULL, from every method, when the file cannot be written.
+    So nothing is written to a file behind the back of who tidies it up.
     """
+    thread = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        while not thread.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([thread])
+        _ = thread.cancelled() or thread.exception()
+        raise
 
-    def __init__(self, path: Path, sha256: str, size_bytes: int) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.{sha256[:16]}.part")
-        self._sha256 = sha256
-        with _writable(path):
-            self._file = self._part.open("ab", buffering=0)
-            if self._file.tell() > size_bytes:
-                self._file.truncate(0)
-            self.offset = os.fstat(self._file.fileno()).st_size
 
-    def append(self, data: bytes) -> None:
-        """Adds to the end."""
-        with _writable(self._path):
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) or 0 :]
-        self.offset += len(data)
-
-    def empty(self) -> None:
-        """Forgets what is there."""
-        with _writable(self._path):
-            self._file.truncate(0)
-        self.offset = 0
-
-    def finish(self) -> None:
-        """Verifies, syncs and renames; DIGEST_MISMATCH leaves the final path as it was."""
-        with _writable(self._path):
-            with self._part.open("rb") as file:
-                check_digest(hashlib.file_digest(file, "sha256").hexdigest(), self._sha256)
-            os.fsync(self._file.fileno())
-            os.replace(self._part, self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def close(self) -> None:
-        """Keeps an unfinished part for the next time."""
-        self._file.close()
+def size_of(content: bytes | Path) -> int:
+    """Bytes of content in memory or in a file; FIELD_INVALID when the file cannot be read."""
+    if isinstance(content, bytes):
+        return len(content)
+    with _readable(content):
+        return content.stat().st_size
 
 
 def check_digest(found: str, expected: str) -> None:
@@ -165,10 +158,10 @@ def check_digest(found: str, expected: str) -> None:
         )
 
 
-def _read_at(path: Path, offset: int) -> bytes:
+def _read_at(path: Path, offset: int, length: int) -> bytes:
     with _readable(path), path.open("rb", buffering=0) as file:
         file.seek(offset)
-        return file.read(PIECE_BYTES)
+        return file.read(length)
 
 
 @contextmanager
@@ -177,11 +170,3 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MeshError(Reason.FIELD_INVALID, f"cannot read {path.name}: {error.strerror}") from error
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MeshError(Reason.STORAGE_FULL, f"cannot write {path.name}: {error.strerror}") from error

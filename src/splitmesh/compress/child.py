@@ -21,6 +21,7 @@ from splitmesh.compress.report import Report
 from splitmesh.compress.work import Progress, Work
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.calibration import Calibration, unpack_calibration
+from splitmesh.model.lineage import Lineage, program_version
 from splitmesh.model.manifest import MANIFEST, Manifest
 
 PICTURES = "pictures"
@@ -36,6 +37,16 @@ class Result:
     pictures: Mapping[str, Path]
     """PNG files by caption; for the page on this machine, never for a registry."""
     report: Report
+
+    def lineage(self, recipe: Recipe, task: str = "") -> Lineage:
+        """Of the version that it becomes."""
+        return Lineage(
+            task=task,
+            code_version=program_version(),
+            recipe_sha256=recipe.digest(),
+            seeds=(recipe.seed,),
+            metrics=self.report.figures(),
+        )
 
     def error(self) -> MeshError | None:
         """MeshError BUDGET_EXCEEDED for a result that must not be registered; None within the budget."""

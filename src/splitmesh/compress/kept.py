@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from splitmesh.compress.report import StepReport
 from splitmesh.compress.work import Work
+from splitmesh.durable import sync_folder
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.manifest import MANIFEST, Manifest
 
@@ -155,15 +156,6 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """What was renamed in it stays renamed after a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(folder: Path) -> None:

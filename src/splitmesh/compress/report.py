@@ -135,6 +135,11 @@ class Report(_Data):
     host: str
     """Processor, cores and runtime behind the latencies."""
 
+    def figures(self) -> dict[str, float]:
+        """What a lineage remembers: shares by name, as far as they were measured."""
+        found = {"agreement": self.agreement, "accuracy": self.accuracy, "accuracy_before": self.accuracy_before}
+        return {name: one.share for name, one in found.items() if one is not None}
+
     def to_json(self) -> bytes:
         """The artefact."""
         return self.model_dump_json(indent=2).encode() + b"\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 from splitmesh.errors import MeshError, field_error
@@ -21,7 +22,7 @@ MAKE_A_PT2 = """\
 
 
 class ModelFormat(StrEnum):
-    """A format that can be pushed."""
+    """A format that can be imported."""
 
     ONNX = "onnx"
     PYTORCH = "pytorch"
@@ -42,8 +43,18 @@ class ModelFormat(StrEnum):
         return "pytorch" if self is ModelFormat.PYTORCH else "tensorflow"
 
 
+MODULES = {"pytorch": ("torch", "onnxscript"), "tensorflow": ("tensorflow", "tf2onnx")}
+"""What each extra brings."""
+
+
+def missing_module(model_format: ModelFormat) -> str | None:
+    """The first module that converting this format needs and that is not installed."""
+    wanted = MODULES.get(model_format.extra, ())
+    return next((name for name in wanted if find_spec(name) is None), None)
+
+
 def format_of(path: Path) -> ModelFormat:
-    """The format at ``path``; MeshError FIELD_INVALID with the way out when it cannot be pushed.
+    """The format at ``path``; MeshError FIELD_INVALID with the way out when it cannot be imported.
 
     What is nothing else is taken for ONNX, which has no mark of its own: its reader says what is wrong with it.
     """

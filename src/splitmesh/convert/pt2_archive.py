@@ -6,7 +6,7 @@ source code that it compiles. So an archive may hold only the members listed her
 ``operator`` and ``math``, sizes made of arithmetic on symbols, and names without quotes, brackets or spaces. With
 :func:`forbid_unpickling` nothing is unpickled either.
 
-Not covered: mistakes in torch's own operators and parsers. Convert in a process with limits, as `splitmesh models push` does.
+Not covered: mistakes in torch's own operators and parsers. Convert in a process with limits, as `splitmesh models import` does.
 """
 
 from __future__ import annotations

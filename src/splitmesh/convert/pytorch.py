@@ -15,7 +15,9 @@ from torch.utils import _pytree as pytree
 
 from splitmesh.convert.compare import Comparison, Original, compare
 from splitmesh.convert.pt2_archive import forbid_unpickling, require_data_only
+from splitmesh.convert.pytorch_parts import untranslatable
 from splitmesh.errors import MeshError, Reason
+from splitmesh.model.unsupported import Unsupported
 from splitmesh.tensor.spec import DTYPES, Array, TensorSpec
 
 TRIED_BATCHES = (1, 3)
@@ -25,8 +27,12 @@ EXAMPLE_BATCH = 2
 """How many times the fixed batch the example has that shall vary: torch takes 0 and 1 as fixed."""
 
 
-def convert(source: Path, target: Path, tolerance: float) -> tuple[str, Comparison, tuple[str, ...]]:
+def convert(
+    source: Path, target: Path, tolerance: float, unsupported: list[Unsupported]
+) -> tuple[str, Comparison, tuple[str, ...]]:
     """Write ``source`` as ONNX to ``target``: what it was, the comparison, and notes for people.
+
+    Where the conversion fails, ``unsupported`` gets the operators that have no translation.
 
     Raises MeshError MODEL_CORRUPT for an archive that is more than data, MODEL_OPERATOR_UNSUPPORTED for inputs that are
     not tensors, FIELD_INVALID when the two differ.
@@ -38,7 +44,13 @@ def convert(source: Path, target: Path, tolerance: float) -> tuple[str, Comparis
         program = _load(source)
         # Python source out of the file, which a call would run.
         program._guards_code = []
-        comparison, notes = _convert(program, target, tolerance)
+        try:
+            comparison, notes = _convert(program, target, tolerance)
+        except MeshError:
+            raise
+        except Exception as failure:
+            unsupported += untranslatable(program, failure)
+            raise
     return f"PyTorch {torch.__version__} exported program", comparison, notes
 
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from splitmesh.convert.compare import Comparison, Original, compare
 from splitmesh.convert.formats import ModelFormat
+from splitmesh.convert.tensorflow_parts import reaching_out, unsupported_nodes
 from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.model.unsupported import Unsupported
 from splitmesh.tensor.spec import DTYPES, Array, TensorSpec
 
 # Before TensorFlow is imported: no GPU is looked for, and only its errors are logged.
@@ -39,23 +41,25 @@ PICTURE_RANK = 4
 
 
 def convert(
-    source: Path, model_format: ModelFormat, target: Path, tolerance: float, channels_first: bool
+    source: Path,
+    model_format: ModelFormat,
+    target: Path,
+    tolerance: float,
+    channels_first: bool,
+    unsupported: list[Unsupported],
 ) -> tuple[str, Comparison, tuple[str, ...]]:
     """Write ``source`` as ONNX to ``target``: what it was, the comparison, and notes for people.
+
+    ``unsupported`` gets the operators that tf2onnx has no translation for.
 
     Raises MeshError MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN, or FIELD_INVALID when the two differ.
     """
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="splitmesh-convert-") as scratch:
         warnings.simplefilter("ignore")
-        if model_format is ModelFormat.TFLITE:
-            inputs, original, proto = _tflite(source, channels_first)
-        else:
-            folder = source
-            if model_format is not ModelFormat.SAVED_MODEL:
-                folder = Path(scratch, "saved_model")
-                _keras(source, model_format).export(str(folder))
-            inputs, original, proto = _saved_model(folder, channels_first)
+        with unsupported_nodes(unsupported):
+            inputs, original, proto = _translated(source, model_format, Path(scratch), channels_first, unsupported)
         target.write_bytes(proto.SerializeToString())
+        _require_none(unsupported)
         pictures = [spec.name for spec in inputs if len(spec.shape) == PICTURE_RANK]
         if channels_first and not pictures:
             raise field_error("channels_first", "no input has four dimensions")
@@ -64,6 +68,26 @@ def convert(
         varies = any(spec.shape[:1] == (-1,) for spec in inputs)
         comparison = compare(asked, target, shown, TRIED_BATCHES if varies else (_fixed_batch(inputs),), tolerance)
     return _what(model_format), comparison, tuple(_notes(shown, pictures, channels_first, varies))
+
+
+def _translated(
+    source: Path, model_format: ModelFormat, scratch: Path, channels_first: bool, unsupported: list[Unsupported]
+) -> tuple[list[TensorSpec], Original, Any]:
+    if model_format is ModelFormat.TFLITE:
+        return _tflite(source, channels_first)
+    folder = source
+    if model_format is not ModelFormat.SAVED_MODEL:
+        folder = scratch / "saved_model"
+        _keras(source, model_format).export(str(folder))
+    _require_harmless(folder, unsupported)
+    return _saved_model(folder, channels_first)
+
+
+def _require_none(found: Sequence[Unsupported]) -> None:
+    """tf2onnx writes a file all the same, with the operators that it does not know left in it."""
+    if found:
+        names = ", ".join(one.name for one in found[:20])
+        raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"tf2onnx has no translation for: {names}")
 
 
 def _keras(source: Path, model_format: ModelFormat) -> Any:
@@ -76,7 +100,6 @@ def _keras(source: Path, model_format: ModelFormat) -> Any:
 
 
 def _saved_model(folder: Path, channels_first: bool) -> tuple[list[TensorSpec], Original, Any]:
-    _require_harmless(folder)
     loaded = tf.saved_model.load(str(folder))
     if SIGNATURE not in loaded.signatures:
         raise MeshError(
@@ -128,16 +151,20 @@ def _tflite(source: Path, channels_first: bool) -> tuple[list[TensorSpec], Origi
     return inputs, run, proto
 
 
-def _require_harmless(folder: Path) -> None:
+def _require_harmless(folder: Path, unsupported: list[Unsupported]) -> None:
     from tensorflow.core.protobuf import saved_model_pb2
 
     model = saved_model_pb2.SavedModel()
     model.ParseFromString((folder / "saved_model.pb").read_bytes())
+    found: dict[str, list[str]] = {}
     for graph in (meta.graph_def for meta in model.meta_graphs):
         for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
             for node in nodes:
                 if REACHES_OUT.search(node.op):
-                    raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"{folder} holds the operator {node.op}")
+                    found.setdefault(node.op, []).append(node.name)
+    unsupported += [reaching_out(kind, names) for kind, names in found.items()]
+    if found:
+        raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"{folder} holds the operator {', '.join(sorted(found))}")
 
 
 def _spec(name: str, dtype: Any, shape: Any) -> TensorSpec:

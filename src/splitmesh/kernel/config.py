@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "SPLITMESH_"
@@ -50,6 +50,12 @@ class ServiceSettings(BaseSettings):
 
     reflection: bool = False
     """Serve gRPC reflection, so that grpcurl and `buf curl` need no protos. Shows the whole API: for development only."""
+    trust_root: Path | None = None
+    """PEM file of the root keys that keyrings must be signed by. When set, a version that no trusted key signed is not
+    used; unset: nothing is verified beyond digests."""
+    signing_key: Path | None = None
+    """PEM file of this service's private key, Ed25519. When set, the versions it makes are signed."""
+
     max_frame_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
     """Largest tensor, picture or frame accepted; larger ones are refused with FRAME_TOO_LARGE."""
     max_concurrent_streams: int = Field(default=256, ge=1)
@@ -60,6 +66,12 @@ class ServiceSettings(BaseSettings):
     """Deadline of a unary call whose caller set none, seconds."""
     drain_s: float = Field(default=10.0, ge=0)
     """Longest wait for calls in progress at shutdown, seconds."""
+
+    @field_validator("trust_root", "signing_key", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        """As a compose file says that nothing is set."""
+        return None if value == "" else value
 
 
 def data_dir_default(service: str) -> Path:

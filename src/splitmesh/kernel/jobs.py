@@ -1,9 +1,10 @@
 """Runs one function in a child process of its own, with a wall deadline and a memory limit.
 
 For work that is too heavy for the event loop or that may crash: profiling, cutting and fitting models. The child is
-spawned, never forked (gRPC's threads do not survive a fork), runs one function and ends. It is a limit, not a sandbox:
-same user, same files. So what it returns is trusted as much as our own code is, and travels as pickle; what the
-function reads out of foreign bytes never does. Knows nothing of models.
+spawned, never forked (gRPC's threads do not survive a fork), runs one function and ends. The function finds only
+:func:`~splitmesh.kernel.child_env.child_environment` of the environment. It is a limit, not a sandbox: same user, same files.
+So what it returns is trusted as much as our own code is, and travels as pickle; what the function reads out of foreign bytes
+never does. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar, cast
 
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.child_env import child_environment
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +203,8 @@ def _child(
     with_progress: bool,
 ) -> None:
     """The child's whole life."""
+    for name in os.environ.keys() - child_environment(os.environ).keys():
+        del os.environ[name]
     # The terminal's Ctrl-C goes to the whole group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.alarm(deadline_s + LATE_GRACE_S)

@@ -1,7 +1,8 @@
 """How a service lives: New → Starting → Running → Stopping → Terminated | Failed.
 
 Start: telemetry, discovery, build the app, start its parts, bind, SERVING, register, ready file.
-Stop (SIGTERM, SIGINT): NOT_SERVING, deregister, drain, close, flush. Used by the processes and, in tests, in-process.
+Stop (SIGTERM, SIGINT, or a part that gives up): NOT_SERVING, deregister, drain, close, flush. Used by the processes and, in
+tests, in-process.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import grpc
 from pydantic import ValidationError
 
-from splitmesh.errors import MeshError, Reason
+from splitmesh.errors import MeshError
 from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.config import ServiceSettings, describe_settings
-from splitmesh.kernel.discovery import Discovery, Instance, Registration
+from splitmesh.kernel.discovery import Discovery, Instance
 from splitmesh.kernel.discovery_consul import ConsulDiscovery, GrpcCheck
 from splitmesh.kernel.discovery_static import StaticDiscovery, parse_static
 from splitmesh.kernel.memory import keep_freed_memory, settle
+from splitmesh.kernel.registering import Registering
 from splitmesh.kernel.server import Binding, HealthControl, make_server
 from splitmesh.kernel.streams import Drain
 from splitmesh.kernel.supervisor import ReplicaSettings, Supervisor, end_with_parent, own_command
@@ -39,10 +41,6 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=ServiceSettings)
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings, contravariant=True)
-
-
-REGISTER_RETRY_S = 2.0
-"""Between attempts to register while the catalogue is away."""
 
 
 class State(StrEnum):
@@ -75,6 +73,8 @@ class Kernel:
     telemetry: Telemetry
     channels: Channels
     health: HealthControl
+    give_up: Callable[[MeshError], None] = lambda _error: None
+    """For a part that can never go on: the service stops and its process ends with 1, so that whoever runs it starts it anew."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Host:
         self._build: Callable[[Kernel], App] = lambda kernel: build(settings, kernel)
         self._telemetry = telemetry
         self._stop_steps: list[Callable[[], Awaitable[None]]] = []
+        self._given_up = asyncio.Event()
 
     async def start(self) -> None:
         """Running when it returns; on failure everything started so far is stopped again."""
@@ -142,7 +143,7 @@ class Host:
         channels = Channels(discovery, max_frame_bytes=settings.max_frame_bytes)
         self._stop_steps.append(channels.close)
         health = HealthControl()
-        app = self._build(Kernel(telemetry, channels, health))
+        app = self._build(Kernel(telemetry, channels, health, self._give_up))
         for binding in app.bindings:
             await health.set(binding.name, False)
         for part in app.parts:
@@ -158,10 +159,19 @@ class Host:
                 await health.set(binding.name, True)
         own = (isinstance(settings, ReplicaSettings) and settings.supervised) or uuid4().hex[:8]
         instance = Instance(app.name, f"{app.name}-{settings.node}-{own}", self.address)
-        registering = _Registering(discovery, instance)
+        registering = Registering(discovery, instance)
         self._stop_steps.append(registering.stop)
         self._stop_steps.append(health.shut_down)
         await registering.start()
+
+    async def given_up(self) -> None:
+        """Returns when a part has given up."""
+        await self._given_up.wait()
+
+    def _give_up(self, error: MeshError) -> None:
+        if not self._given_up.is_set():
+            log.error("%s cannot go on and stops: %s", self._name, error)
+            self._given_up.set()
 
     async def stop(self) -> None:
         """Drain and stop; safe to call twice."""
@@ -188,43 +198,6 @@ class Host:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
-
-
-class _Registering:
-    """An entry in discovery, or the attempt to make one: a service must answer also while the catalogue is away."""
-
-    def __init__(self, discovery: Discovery, instance: Instance) -> None:
-        self._discovery = discovery
-        self._instance = instance
-        self._registration: Registration | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Register; when the catalogue does not answer, go on trying in the background."""
-        try:
-            self._registration = await self._discovery.register(self._instance)
-        except MeshError as error:
-            if error.reason is not Reason.SERVICE_UNAVAILABLE:
-                raise
-            log.warning("not registered yet, serving all the same: %s", error)
-            self._task = asyncio.create_task(self._keep_trying())
-
-    async def _keep_trying(self) -> None:
-        while self._registration is None:
-            await asyncio.sleep(REGISTER_RETRY_S)
-            try:
-                self._registration = await self._discovery.register(self._instance)
-            except MeshError as error:
-                log.debug("still not registered: %s", error)
-        log.info("registered as %s", self._instance.instance_id)
-
-    async def stop(self) -> None:
-        """Deregister, or give up trying."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._registration is not None:
-            await self._registration.deregister()
 
 
 async def _stop_server(server: grpc.aio.Server, drain: Drain, drain_s: float) -> None:
@@ -259,11 +232,29 @@ async def _serve(name: str, settings: S, build: Build[S]) -> int:
             return await Supervisor(name, own_command(), settings).run(stop)
         if settings.supervised:
             end_with_parent(stop)
-    async with Host(name, settings, build) as host:
+    host = Host(name, settings, build)
+    starting = asyncio.create_task(host.start())
+    await _until_one_is_done(starting, asyncio.create_task(stop.wait()))
+    if stop.is_set() and host.state is not State.RUNNING:
+        log.info("%s was stopped before it ran", name)
+        return 0
+    starting.result()
+    try:
         settle()
         _write_ready_file(settings, host.address)
-        await stop.wait()
-    return 0
+        giving_up = asyncio.create_task(host.given_up())
+        await _until_one_is_done(giving_up, asyncio.create_task(stop.wait()))
+        return 1 if giving_up.done() and not giving_up.cancelled() else 0
+    finally:
+        await host.stop()
+
+
+async def _until_one_is_done(*tasks: asyncio.Task[Any]) -> None:
+    """Those that are not done by then are cancelled, and over when it returns."""
+    _, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def main(name: str, settings_type: type[S], build: Build[S], about: str) -> None:

@@ -20,6 +20,9 @@ ALTERNATIVES = "alternatives.json"
 MAX_ALTERNATIVES = 4
 """Each is a session in the head's memory and one in every tail's."""
 
+MAX_ALTERNATIVES_BYTES = 64 * 1024
+"""Of the list as text."""
+
 FULL = 0.95
 """Share of a resource's time from which on it counts as overloaded: queues grow without end soon after."""
 
@@ -80,6 +83,10 @@ class AlternativeSet(_Data):
     @classmethod
     def from_json(cls, text: str | bytes) -> AlternativeSet:
         """Read a list; MeshError MODEL_CORRUPT names the first problem."""
+        if len(text) > MAX_ALTERNATIVES_BYTES:
+            raise MeshError(
+                Reason.MODEL_CORRUPT, f"the list of alternatives has more than {MAX_ALTERNATIVES_BYTES} bytes"
+            )
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -58,12 +58,16 @@ def settled_outputs(
     settled: dict[str, onnx.TypeProto.Tensor] = {}
     if node.op_type == "If":
         for index, name in enumerate(node.output):
+            if any(index >= len(body.output) for body, _ in inside):
+                continue
             seen = [inner.get(body.output[index].name) for body, inner in inside]
             if seen[0] is not None and has_sizes(seen[0]) and all(tensor == seen[0] for tensor in seen):
                 settled[name] = seen[0]
         return settled
     body, inner = inside[0]
     for initial, result, outer in carried(node):
+        if result >= len(body.output):
+            break
         before, after = types.get(initial), inner.get(body.output[result].name)
         if before is not None and has_sizes(before) and before == after and outer < len(node.output):
             settled[node.output[outer]] = before

@@ -157,13 +157,19 @@ def _fits(node: onnx.NodeProto, feeds: Mapping[str, Value]) -> bool:
     """Whether the result is certain to be small, for the operators whose output is not bounded by their inputs."""
     values = [feeds[name] for name in node.input if name]
     match node.op_type:
+        case "ConstantOfShape" if len(values) != 1:
+            return False
+        case "Expand" if len(values) != 2:
+            return False
+        case "Range" if [value.size for value in values] != [1, 1, 1]:
+            return False
         case "ConstantOfShape":
             return 0 <= math.prod(int(dim) for dim in values[0].reshape(-1)) <= _MAX_ELEMENTS
         case "Expand":
             wanted = math.prod(max(1, int(dim)) for dim in values[1].reshape(-1))
             return wanted * max(1, values[0].size) <= _MAX_ELEMENTS**2
         case "Range":
-            start, limit, delta = (float(value) for value in values)
+            start, limit, delta = (float(value.reshape(())) for value in values)
             return delta != 0 and abs(limit - start) / abs(delta) <= _MAX_ELEMENTS
         case _:
             return math.prod(max(1, value.size) for value in values) <= _MAX_ELEMENTS**2

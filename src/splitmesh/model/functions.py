@@ -15,8 +15,8 @@ _Key = tuple[str, str]
 
 
 def inlined(model: onnx.ModelProto, max_nodes: int) -> onnx.ModelProto:
-    """``model`` without functions; MODEL_TOO_LARGE above ``max_nodes``, MODEL_CORRUPT when functions call
-    themselves."""
+    """``model`` without functions; MODEL_TOO_LARGE above ``max_nodes``, MODEL_CORRUPT when functions call themselves or two
+    have one name."""
     if not model.functions:
         return model
     total = _expanded(model)
@@ -26,8 +26,9 @@ def inlined(model: onnx.ModelProto, max_nodes: int) -> onnx.ModelProto:
         )
     try:
         flat = inliner.inline_local_functions(model)
-    except (RuntimeError, ValueError) as error:
-        raise MeshError(Reason.MODEL_CORRUPT, "the model's functions cannot be inlined") from error
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        detail = str(error).strip().partition("\n")[0][:300]
+        raise MeshError(Reason.MODEL_CORRUPT, f"the model's functions cannot be inlined: {detail}") from error
     if flat.functions:
         raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, "the model's functions need another opset than the model")
     return flat

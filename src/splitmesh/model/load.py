@@ -13,52 +13,32 @@ memory and CPU time.
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
 
 from splitmesh.errors import MeshError, Reason
-from splitmesh.model.control import MAX_DEPTH, body_models, carried, depth, has_sizes
+from splitmesh.model import refusals
 from splitmesh.model.functions import inlined
-from splitmesh.model.operators import SIZE_FROM_VALUES, canonical_domain, is_allowed
-from splitmesh.model.shapes import fixed_copy, infer, itemsize, runtime_inputs, settle, shapes_at
-from splitmesh.model.walk import dense_tensors, every_node, has_invalid_text, sparse_tensors
+from splitmesh.model.limits import DEFAULT_LIMITS, ModelLimits
+from splitmesh.model.refusals import MAX_OPSET, MIN_OPSET, SCAN_OPSET, Refusal
+from splitmesh.model.shapes import fixed_copy, infer, settle, shapes_at
+from splitmesh.model.walk import has_invalid_text
 
-MIN_OPSET = 7
-"""The oldest that onnxruntime promises to run as specified."""
-SCAN_OPSET = 9
-"""Before it ``Scan`` had another form, over a batch."""
-MAX_OPSET = onnx.defs.onnx_opset_version()
-
-_PACKED = frozenset(
-    getattr(TensorProto, name)
-    for name in ("INT2", "UINT2", "INT4", "UINT4", "FLOAT4E2M1", "STRING")
-    if hasattr(TensorProto, name)
-)
-"""Element types whose raw data is not one whole number of bytes per element."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLimits:
-    """Upper bounds for a model from outside."""
-
-    max_size_bytes: int = 512 * 1024 * 1024
-    """Largest file."""
-    max_nodes: int = 20_000
-    """Operators, sub-graphs and calls of functions included."""
-    max_initialiser_bytes: int = 512 * 1024 * 1024
-    """All constant tensors together, dense, as their dimensions say."""
-    max_tensor_elements: int = 1 << 27
-    """Largest single tensor for one sample."""
-    assumed_dim: int = 256
-    """What a dynamic input dimension other than the batch is taken for when tensor sizes are checked."""
-
-
-DEFAULT_LIMITS = ModelLimits()
+__all__ = [
+    "DEFAULT_LIMITS",
+    "MAX_OPSET",
+    "MIN_OPSET",
+    "SCAN_OPSET",
+    "ModelLimits",
+    "complete_outputs",
+    "load_file",
+    "load_model",
+    "parse",
+    "read_model_bytes",
+]
 
 
 def load_file(path: str | os.PathLike[str], limits: ModelLimits = DEFAULT_LIMITS) -> onnx.ModelProto:
@@ -80,29 +60,37 @@ def load_model(data: bytes, limits: ModelLimits = DEFAULT_LIMITS) -> onnx.ModelP
     Raises MeshError MODEL_TOO_LARGE, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_OPERATOR_UNSUPPORTED or, when an input
     has no rank or the size of a generated tensor cannot be known, MODEL_SHAPE_UNKNOWN.
     """
-    _require_size(data, limits)
-    model = _parse(data)
-    _refuse_external(model)
-    _require_counts(model, limits)
-    _require_whole_tensors(model)
-    _require_opset(model)
+    model = parse(data, limits)
+    _refuse(refusals.external_data(model))
+    _refuse(refusals.counts(model, limits))
+    _refuse(refusals.torn_tensors(model))
+    _refuse(refusals.opset(model))
     _require_operators(model)
-    _require_tensors(model)
+    _refuse(refusals.inputs_and_outputs(model))
     model = inlined(model, limits.max_nodes)
-    _require_control_flow(model)
-    _complete_outputs(model)
+    _refuse(refusals.control_flow(model))
+    complete_outputs(model)
     _check(model)
     _infer_into(model)
-    _require_sizes(model, limits)
+    copy = fixed_copy(model, batch=1, other=limits.assumed_dim)
+    _refuse(refusals.sizes(copy, settle(copy), limits))
     return model
+
+
+def _refuse(found: Iterator[Refusal]) -> None:
+    """Raise the first."""
+    for first in found:
+        raise MeshError(first.reason, first.message, metadata=dict(first.metadata))
 
 
 def _require_size(data: bytes, limits: ModelLimits) -> None:
     if len(data) > limits.max_size_bytes:
-        raise _too_large(f"the file is larger than {limits.max_size_bytes} bytes")
+        raise MeshError(Reason.MODEL_TOO_LARGE, f"the file is larger than {limits.max_size_bytes} bytes")
 
 
-def _parse(data: bytes) -> onnx.ModelProto:
+def parse(data: bytes, limits: ModelLimits = DEFAULT_LIMITS) -> onnx.ModelProto:
+    """The file as it is, read but not checked; MODEL_TOO_LARGE, MODEL_CORRUPT or MODEL_OPERATOR_UNSUPPORTED (training)."""
+    _require_size(data, limits)
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
@@ -116,84 +104,13 @@ def _parse(data: bytes) -> onnx.ModelProto:
     return model
 
 
-def _refuse_external(model: onnx.ModelProto) -> None:
-    parts = (tensor for sparse in sparse_tensors(model) for tensor in (sparse.values, sparse.indices))
-    for tensor in (*dense_tensors(model), *parts):
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            raise MeshError(
-                Reason.MODEL_EXTERNAL_DATA,
-                f"tensor {tensor.name!r} keeps its data in another file; save the model in one file",
-                metadata={"tensor": tensor.name},
-            )
-
-
-def _require_counts(model: onnx.ModelProto, limits: ModelLimits) -> None:
-    nodes = sum(1 for _ in every_node(model))
-    if nodes > limits.max_nodes:
-        raise _too_large(f"the model has {nodes} operators; at most {limits.max_nodes}")
-    total = 0
-    shapes = [(tensor.name, tensor.dims, tensor.data_type) for tensor in dense_tensors(model)]
-    shapes += [(sparse.values.name, sparse.dims, sparse.values.data_type) for sparse in sparse_tensors(model)]
-    for name, dims, elem_type in shapes:
-        if any(dim < 0 for dim in dims):
-            raise MeshError(Reason.MODEL_CORRUPT, f"tensor {name!r} has negative dimensions {list(dims)}")
-        if elem_type not in TensorProto.DataType.values() or elem_type == TensorProto.UNDEFINED:
-            raise MeshError(Reason.MODEL_CORRUPT, f"tensor {name!r} has no valid element type")
-        total += math.prod(dims) * itemsize(elem_type)
-    if total > limits.max_initialiser_bytes:
-        raise _too_large(f"the constant tensors take {total} bytes; at most {limits.max_initialiser_bytes}")
-
-
-def _require_whole_tensors(model: onnx.ModelProto) -> None:
-    """Raw data must be as long as type and shape say; sub-byte types and typed fields are left to the runtime."""
-    for tensor in dense_tensors(model):
-        if not tensor.HasField("raw_data") or tensor.data_type in _PACKED:
-            continue
-        expected = math.prod(tensor.dims) * itemsize(tensor.data_type)
-        if len(tensor.raw_data) != expected:
-            raise MeshError(
-                Reason.MODEL_CORRUPT, f"tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, not {expected}"
-            )
-
-
-def _require_opset(model: onnx.ModelProto) -> None:
-    versions = [entry.version for entry in model.opset_import if canonical_domain(entry.domain) == ""]
-    if not versions:
-        raise MeshError(Reason.MODEL_CORRUPT, "the model does not say which opset it uses")
-    if not MIN_OPSET <= max(versions) <= MAX_OPSET:
-        raise MeshError(
-            Reason.MODEL_OPERATOR_UNSUPPORTED,
-            f"the model uses opset {max(versions)}; supported: {MIN_OPSET} to {MAX_OPSET}",
-            metadata={"opset": str(max(versions))},
-        )
-
-
 def _require_operators(model: onnx.ModelProto) -> None:
-    local = {(function.domain, function.name) for function in model.functions}
-    refused = sorted(
-        {
-            ".".join(filter(None, (canonical_domain(node.domain), node.op_type)))
-            for node in every_node(model)
-            if (node.domain, node.op_type) not in local and not is_allowed(node.domain, node.op_type)
-        }
-    )
+    refused = sorted({one.name for one in refusals.operators(model)})
     if refused:
         raise MeshError(
             Reason.MODEL_OPERATOR_UNSUPPORTED,
             f"operators not supported: {', '.join(refused[:20])}",
             metadata={"operators": ",".join(refused[:20])},
-        )
-
-
-def _require_control_flow(model: onnx.ModelProto) -> None:
-    if depth(model.graph.node) > MAX_DEPTH:
-        raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"control flow is nested more than {MAX_DEPTH} deep")
-    opset = max(entry.version for entry in model.opset_import if canonical_domain(entry.domain) == "")
-    if opset < SCAN_OPSET and any(node.op_type == "Scan" for node in every_node(model)):
-        raise MeshError(
-            Reason.MODEL_OPERATOR_UNSUPPORTED,
-            f"operators not supported: Scan of opset {opset}; supported from {SCAN_OPSET}",
-            metadata={"operators": "Scan", "opset": str(opset)},
         )
 
 
@@ -205,19 +122,7 @@ def _check(model: onnx.ModelProto) -> None:
         raise MeshError(Reason.MODEL_CORRUPT, f"the model breaks the ONNX rules: {detail}") from error
 
 
-def _require_tensors(model: onnx.ModelProto) -> None:
-    for value in (*runtime_inputs(model), *model.graph.output):
-        kind = value.type.WhichOneof("value")
-        if kind not in ("tensor_type", None):
-            raise MeshError(Reason.MODEL_OPERATOR_UNSUPPORTED, f"{value.name!r} is a {kind}, not a tensor")
-    for value in runtime_inputs(model):
-        if not value.type.tensor_type.HasField("shape"):
-            raise MeshError(Reason.MODEL_SHAPE_UNKNOWN, f"input {value.name!r} does not declare its shape")
-        if any(dim.HasField("dim_value") and dim.dim_value < 1 for dim in value.type.tensor_type.shape.dim):
-            raise MeshError(Reason.MODEL_CORRUPT, f"input {value.name!r} has a dimension that is not positive")
-
-
-def _complete_outputs(model: onnx.ModelProto) -> None:
+def complete_outputs(model: onnx.ModelProto) -> None:
     """ONNX asks for the shape of every output, but exporters leave it out; then inference has to know it."""
     if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
         return
@@ -238,53 +143,3 @@ def _infer_into(model: onnx.ModelProto) -> None:
     model.graph.value_info.extend(inferred.value_info)
     for value in model.graph.output:
         value.CopyFrom(outputs[value.name])
-
-
-def _require_sizes(model: onnx.ModelProto, limits: ModelLimits) -> None:
-    copy = fixed_copy(model, batch=1, other=limits.assumed_dim)
-    _require_graph_sizes(copy, settle(copy), limits)
-
-
-def _require_graph_sizes(model: onnx.ModelProto, types: dict[str, onnx.TypeProto.Tensor], limits: ModelLimits) -> None:
-    for name, tensor in types.items():
-        dims = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
-        if math.prod(dims) > limits.max_tensor_elements:
-            raise _too_large(
-                f"tensor {name!r} has at least {math.prod(dims)} elements for one sample; "
-                f"at most {limits.max_tensor_elements}"
-            )
-    for node in model.graph.node:
-        if node.op_type in SIZE_FROM_VALUES and not all(has_sizes(types.get(name)) for name in node.output if name):
-            raise MeshError(
-                Reason.MODEL_SHAPE_UNKNOWN,
-                f"{node.op_type} makes {node.output[0]!r} with a size that cannot be known before it runs",
-                metadata={"tensor": node.output[0], "operator": node.op_type},
-            )
-    for node, body in body_models(model, types):
-        inner = settle(body)
-        _require_constant_shapes(node, body, types, inner)
-        _require_graph_sizes(body, inner, limits)
-
-
-def _require_constant_shapes(
-    node: onnx.NodeProto,
-    body: onnx.ModelProto,
-    types: dict[str, onnx.TypeProto.Tensor],
-    inner: dict[str, onnx.TypeProto.Tensor],
-) -> None:
-    """A value that doubles at each turn of a loop fills any memory."""
-    for initial, inside, _ in carried(node):
-        if inside >= len(body.graph.output):
-            raise MeshError(Reason.MODEL_CORRUPT, f"the body of a {node.op_type} returns too few values")
-        result = body.graph.output[inside].name
-        known = has_sizes(types.get(initial)) and has_sizes(inner.get(result))
-        if not known or types[initial].shape != inner[result].shape:
-            raise MeshError(
-                Reason.MODEL_SHAPE_UNKNOWN,
-                f"{node.op_type} carries {initial!r}, whose size it changes or whose size cannot be known",
-                metadata={"tensor": initial, "operator": node.op_type},
-            )
-
-
-def _too_large(message: str) -> MeshError:
-    return MeshError(Reason.MODEL_TOO_LARGE, message)

@@ -42,6 +42,7 @@ __all__ = [
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
     "OUTCOMES",
+    "PLAN",
     "REPORT",
     "TABLES",
     "TAIL",
@@ -74,6 +75,8 @@ CALIBRATION = "calibration.safetensors"
 OUTCOMES = "calibration_outcomes.safetensors"
 DEFERRAL = "deferral.safetensors"
 UNUSUAL = "unusual.safetensors"
+PLAN = "plan.json"
+"""Of the plan that the version was cut by: ``plan_record.py``."""
 REPORT = "report.json"
 TABLES = "tables.safetensors"
 

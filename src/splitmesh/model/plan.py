@@ -10,19 +10,16 @@ miss and certifies how far from the best the winner can be. Interpolated times, 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from dataclasses import fields
 
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.placement.problem import Objective
 from splitmesh.model.plan_certificate import CLEARLY, GraphSearch, value_ms
 from splitmesh.model.plan_costing import Costing
 from splitmesh.model.plan_options import Certificate, Constraints, Kind, Link, Option, Stages, Workload
+from splitmesh.model.plan_record import Plan
 from splitmesh.model.profile_data import Profile
 
 __all__ = [
@@ -52,50 +49,6 @@ _STAGE_WORDS = {
 
 
 _KINDS = list(Kind)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Every option, the best first, and what they were priced for."""
-
-    options: tuple[Option, ...]
-    """Feasible before refused; by the objective, then by latency, then by bytes on the uplink. The first is feasible."""
-    why: str
-    """One sentence: why the first option wins, with the numbers and the runner-up."""
-    objective: Objective
-    certificate: Certificate | None
-    """How good the first option can be at most; None when the profiles hold no common graph."""
-    links: tuple[Link, ...]
-    """From each tier to the next."""
-    workload: Workload
-    constraints: Constraints
-
-    @property
-    def best(self) -> Option:
-        """The first option."""
-        return self.options[0]
-
-    def to_json(self) -> str:
-        """The plan as indented JSON; an unlimited throughput is null."""
-        content = asdict(self)
-        for entry, option in zip(content["options"], self.options, strict=True):
-            entry |= {"name": option.name, "latency_ms": option.latency_ms, "feasible": option.feasible}
-            if math.isinf(option.throughput_fps):
-                entry["throughput_fps"] = None
-        return json.dumps(content, indent=2, allow_nan=False, default=sorted) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Plan:
-        """Read a plan; MeshError FIELD_INVALID says what is wrong with it."""
-        try:
-            content: dict[str, Any] = json.loads(text)
-            for entry in content["options"]:
-                if entry["throughput_fps"] is None:
-                    entry["throughput_fps"] = math.inf
-            return TypeAdapter(cls).validate_python(content)
-        except (ValueError, TypeError, KeyError) as error:
-            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise MeshError(Reason.FIELD_INVALID, f"the plan is not valid: {problem}") from error
 
 
 def make_plan(

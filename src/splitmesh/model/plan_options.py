@@ -199,6 +199,14 @@ class Option:
         return self.stages.total_ms
 
     @property
+    def cuts(self) -> tuple[tuple[str, ...], ...]:
+        """Of the segments that run it, from the input on; empty where nothing is cut, or the first tier only sends on."""
+        if not self.tiers:
+            return (self.cut,) if self.cut else ()
+        used = [index for index, share in enumerate(self.tiers) if share.computes]
+        return tuple(self.tiers[tier - 1].cut for tier in used[1:]) if used[:1] == [0] else ()
+
+    @property
     def feasible(self) -> bool:
         """Whether nothing forbids it."""
         return self.refused_because is None

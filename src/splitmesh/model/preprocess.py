@@ -35,6 +35,11 @@ _FILTERS = threading.Lock()
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError, struct.error)
 """What Pillow's decoders raise on damaged files; the last three come from TIFF tags of a wrong type or size."""
 
+_DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+"""Pillow's modes of grey in 16 bits."""
+_BITS_PER_SAMPLE = 258
+"""A tag of TIFF."""
+
 _JPEG_STEPS = (1, 2, 4, 8)
 
 _Box = tuple[float, float, float, float]
@@ -98,7 +103,7 @@ class Preprocess(BaseModel):
         """
         scaled = self.decode == "scaled"
         if isinstance(image, Image.Image):
-            picture, box = image, None
+            picture, box = _eight_bits(image), None
         else:
             picture, box = _decode(image, max_pixels, self if scaled else None)
         try:
@@ -118,6 +123,16 @@ class Preprocess(BaseModel):
         if box is None and picture.size == size:
             return picture
         return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=gap)
+
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Which part of a picture of this size becomes the input, in its pixels: left, top, right, bottom.
+
+        Of a picture that is decoded scaled, within one pixel.
+        """
+        if self.resize == "stretch":
+            return 0.0, 0.0, float(width), float(height)
+        left, top, right, bottom = _centre_box((width, height), self.width / self.height)
+        return float(left), float(top), float(right), float(bottom)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 ``[n, height, width, channels]`` to float32 ``[n, channels, height, width]``, contiguous."""
@@ -141,7 +156,10 @@ class Preprocess(BaseModel):
 
 
 def decode_image(data: Buffer, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-    """Decode a picture whose declared size is at most ``max_pixels``, from an allow-list of formats."""
+    """Decode a picture whose declared size is at most ``max_pixels``, from an allow-list of formats, to at most 8 bits a channel.
+
+    Raises MeshError IMAGE_UNDECODABLE or IMAGE_TOO_LARGE.
+    """
     return _decode(data, max_pixels, None)[0]
 
 
@@ -161,6 +179,7 @@ def _decode(data: Buffer, max_pixels: int, draft: Preprocess | None) -> tuple[Im
                 picture.load()  # its decoder talks about damaged tags
         box = None if draft is None else _draft(picture, draft)
         picture.load()
+        return _eight_bits(picture), box
     except MeshError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -170,7 +189,28 @@ def _decode(data: Buffer, max_pixels: int, draft: Preprocess | None) -> tuple[Im
             Reason.IMAGE_UNDECODABLE,
             f"{len(data)} bytes are not a complete picture in one of {', '.join(FORMATS)}",
         ) from error
-    return picture, box
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Deep grey as 8 bits, by the depth that the file states, as decoders do with deep colour: Pillow cuts it off at white.
+
+    MeshError IMAGE_UNDECODABLE for 32-bit grey, of which nobody knows what is white.
+    """
+    if picture.mode in _DEEP or (picture.mode == "I" and picture.format == "PNG"):
+        values = np.asarray(picture) >> (_depth(picture) - 8)
+        made = Image.fromarray(np.minimum(values, 255).astype(np.uint8))
+        made.info = dict(picture.info)
+        return made
+    if picture.mode in ("I", "F"):
+        text = f"the picture has 32 bits a pixel (mode {picture.mode}), whose white is unknown; save it with 8 or 16"
+        raise MeshError(Reason.IMAGE_UNDECODABLE, text)
+    return picture
+
+
+def _depth(picture: Image.Image) -> int:
+    """Bits of a grey value that is stored in 16."""
+    said = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+    return said[0] if isinstance(said, tuple) and len(said) == 1 and 8 <= said[0] <= 16 else 16
 
 
 def _draft(picture: Image.Image, wanted: Preprocess) -> _Box | None:

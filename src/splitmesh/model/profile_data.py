@@ -6,6 +6,8 @@ bytes, both for one sample: a run of a batch is divided by its samples.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -159,6 +161,12 @@ class Profile(_Data):
     def to_json(self) -> str:
         """The profile as indented JSON."""
         return self.model_dump_json(indent=2) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Of what it says, in whatever order it says it; a profile that was measured again has another."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Profile:

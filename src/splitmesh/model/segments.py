@@ -242,6 +242,11 @@ class SplitInfo(Hop):
         """Every cut, in order; entry k leads from segment k to k + 1."""
         return (self, *self.middle)
 
+    @property
+    def cuts(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the tensors of every cut, in order."""
+        return tuple(tuple(tensor.name for tensor in hop.cut) for hop in self.hops())
+
     @model_validator(mode="after")
     def _names_meet(self) -> SplitInfo:
         segments = self.segments()

@@ -78,6 +78,14 @@ def every_node(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from graph.node
 
 
+def declared(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
+    """What the file says of the types of inputs, outputs and tensors between, in every graph and function."""
+    for graph in _graphs(model):
+        yield from (*graph.input, *graph.output, *graph.value_info)
+    for function in model.functions:
+        yield from function.value_info
+
+
 def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
     for node in every_node(model):
         yield from node.attribute

@@ -17,9 +17,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
+from splitmesh.datasets.contents import Contents
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.samples import tables
-from splitmesh.samples.contents import Contents
 from splitmesh.samples.database import Reserve, unusable
 from splitmesh.samples.kept import (
     MAX_PAGE,

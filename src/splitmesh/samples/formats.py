@@ -1,34 +1,25 @@
 """Samples as folders that labelling tools and trainers read: COCO, and class folders with a table.
 
-A folder appears whole or not at all. Knows the two forms and files; where pictures come from is the caller's. Reading labels
-back is ``label_files.py``'s. Detections have no boxes in records yet: a COCO annotation covers its whole picture.
+A folder appears whole or not at all. Knows which picture of which record is written; the forms are ``datasets.files``'s, and
+where pictures come from is the caller's. Detections have no boxes in records yet: a COCO annotation covers its whole picture.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitmesh.compress.cells import quoted
-from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.samples.database import unusable
-from splitmesh.samples.likeness import ENDINGS
-from splitmesh.samples.problems import Problems
+from splitmesh.datasets.files.appearing import appearing
+from splitmesh.datasets.files.found import ANNOTATIONS, IMAGES, TABLE, UNLABELLED
+from splitmesh.datasets.files.rows import Row, Rows
+from splitmesh.datasets.files.writers import check_folder_names, write_coco, write_imagefolder
+from splitmesh.datasets.problems import Problems
+from splitmesh.errors import MeshError, Reason
 from splitmesh.samples.record import SampleRecord
 
-ANNOTATIONS = "annotations.json"
-IMAGES = "images"
-TABLE = "labels.csv"
-UNLABELLED = "_unlabelled"
-"""The folder of pictures that have no label yet."""
+__all__ = ["ANNOTATIONS", "COLUMNS", "IMAGES", "TABLE", "UNLABELLED", "Exported", "export_coco", "export_folder"]
 
 COLUMNS = (
     "image",
@@ -53,8 +44,6 @@ COLUMNS = (
 )
 """Of the table: the picture's path below it, its label or nothing, its split group, then fields of the record. Text that a
 spreadsheet would take for a formula has an apostrophe before it, which reading labels takes away."""
-
-_MAX_NAME_BYTES = 255
 
 PictureOf = Callable[[str], bytes]
 """From a sample's id to its picture: ``SampleStore.picture``."""
@@ -89,26 +78,10 @@ def export_coco(
     """
     chosen, left_out = _pictures(records, classes)
     names = list(classes) or sorted({record.label for record in chosen if record.label is not None})
-    category = {name: number for number, name in enumerate(names, 1)}
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    lost: Counter[str] = Counter()
-    with _appearing(folder) as staging:
-        (staging / IMAGES).mkdir()
-        for record, data in _still_there(chosen, picture_of, lost):
-            file, number = _file_name(record), len(images) + 1
-            (staging / IMAGES / file).write_bytes(data)
-            images.append(_coco_image(number, file, record))
-            if record.label is not None:
-                annotations.append(_coco_annotation(number, category[record.label], record))
-        document = {
-            "info": {"description": "splitmesh samples", "version": "1"},
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in category.items()],
-        }
-        (staging / ANNOTATIONS).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    return Exported(len(images), len(annotations), left_out, **lost)
+    counts: Counter[str] = Counter()
+    with appearing(folder) as staging:
+        write_coco(staging, _rows(chosen, picture_of, counts), names, ("sample", "camera", "site", "group"))
+    return _exported(counts, left_out)
 
 
 def export_folder(
@@ -120,43 +93,31 @@ def export_folder(
     and FIELD_INVALID for a label that can be no folder's name.
     """
     chosen, left_out = _pictures(records, classes)
-    folders = {*classes, *(record.label for record in chosen if record.label is not None)}
-    with Problems("label", "labels cannot name folders") as problems:
-        for name in sorted(folders):
-            if not _names_folder(name):
-                problems.add(name, "is no name of a folder")
-    table = io.StringIO(newline="")
-    rows = csv.writer(table)
-    rows.writerow(COLUMNS)
-    lost: Counter[str] = Counter()
-    with _appearing(folder) as staging:
-        for name in sorted({*folders, UNLABELLED}):
-            (staging / name).mkdir()
-        written = []
-        for record, data in _still_there(chosen, picture_of, lost):
-            image = f"{record.label or UNLABELLED}/{_file_name(record)}"
-            (staging / image).write_bytes(data)
-            written.append(record)
-            cells = (image, record.label or "", record.group, *_cells(record))
-            rows.writerow([quoted(cell) if isinstance(cell, str) else cell for cell in cells])
-        (staging / TABLE).write_text(table.getvalue(), encoding="utf-8", newline="")
-    labelled = sum(record.label is not None for record in written)
-    return Exported(len(written), labelled, left_out, **lost)
+    names = sorted({*classes, *(record.label for record in chosen if record.label is not None)})
+    check_folder_names(names)
+    counts: Counter[str] = Counter()
+    with appearing(folder) as staging:
+        write_imagefolder(staging, _rows(chosen, picture_of, counts), names, COLUMNS)
+    return _exported(counts, left_out)
 
 
-def _still_there(
-    chosen: Iterable[SampleRecord], picture_of: PictureOf, lost: Counter[str]
-) -> Iterator[tuple[SampleRecord, bytes]]:
-    """Those whose picture is whole; the others are counted in ``lost``."""
+def _exported(counts: Counter[str], left_out: int) -> Exported:
+    return Exported(counts["pictures"], counts["labelled"], left_out, counts["gone"], counts["damaged"])
+
+
+def _rows(chosen: Iterable[SampleRecord], picture_of: PictureOf, counts: Counter[str]) -> Rows:
+    """Those whose picture is whole; all are counted."""
     for record in chosen:
         try:
             data = picture_of(record.id)
         except MeshError as error:
             if error.reason not in _LOST:
                 raise
-            lost[_LOST[error.reason]] += 1
+            counts[_LOST[error.reason]] += 1
         else:
-            yield record, data
+            counts["pictures"] += 1
+            counts["labelled"] += record.label is not None
+            yield _row(record), data
 
 
 def _pictures(records: Iterable[SampleRecord], classes: Sequence[str]) -> tuple[list[SampleRecord], int]:
@@ -177,62 +138,19 @@ def _pictures(records: Iterable[SampleRecord], classes: Sequence[str]) -> tuple[
     return [chosen[digest] for digest in sorted(chosen)], left_out
 
 
-def _names_folder(name: str) -> bool:
-    plain = not ({"/", "\\"} & set(name) or name.startswith("."))
-    return plain and name not in (UNLABELLED, TABLE) and len(name.encode()) <= _MAX_NAME_BYTES
+def _row(record: SampleRecord) -> Row:
+    return Row(
+        picture=record.picture or "",
+        media_type=record.media_type,
+        width=record.width,
+        height=record.height,
+        label=record.label or "",
+        captured_at=record.captured_at.isoformat(),
+        told={"group": record.group, "sample": record.id, **dict(_cells(record))},
+    )
 
 
-def _file_name(record: SampleRecord) -> str:
-    return f"{record.picture}{ENDINGS.get(record.media_type, '')}"
-
-
-def _coco_image(number: int, file: str, record: SampleRecord) -> dict[str, object]:
-    return {
-        "id": number,
-        "file_name": f"{IMAGES}/{file}",
-        "width": record.width,
-        "height": record.height,
-        "date_captured": record.captured_at.isoformat(),
-        "sample": record.id,
-        "camera": record.camera,
-        "site": record.site,
-    }
-
-
-def _coco_annotation(number: int, category: int, record: SampleRecord) -> dict[str, object]:
-    return {
-        "id": number,
-        "image_id": number,
-        "category_id": category,
-        "bbox": [0, 0, record.width, record.height],
-        "area": record.width * record.height,
-        "iscrowd": 0,
-        "segmentation": [],
-    }
-
-
-def _cells(record: SampleRecord) -> Iterator[object]:
+def _cells(record: SampleRecord) -> Iterator[tuple[str, object]]:
     for column in COLUMNS[3:]:
-        value = getattr(record, column)
-        yield value.isoformat() if column == "captured_at" else value
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its place when the block ends well and is gone when it does not."""
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise field_error("folder", "is there and not an empty folder")
-    folder = folder.resolve()  # "." has no name to make another one of
-    if folder.exists() and folder.samefile(os.curdir):
-        raise field_error("folder", f"{folder} is where this command runs: give another one, which may be below it")
-    staging = folder.with_name(f".{folder.name}.new")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-        os.replace(staging, folder)
-    except OSError as error:
-        found = unusable(error)
-        raise MeshError(found.reason, f"the export cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if column != "captured_at":
+            yield column, getattr(record, column)

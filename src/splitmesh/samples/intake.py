@@ -6,10 +6,10 @@ import hashlib
 import sqlite3
 from dataclasses import replace
 
+from splitmesh.datasets.likeness import look
 from splitmesh.errors import MeshError, Reason
 from splitmesh.samples import tables
 from splitmesh.samples.kept import Duplicate, StoreLimits
-from splitmesh.samples.likeness import look
 from splitmesh.samples.record import SampleRecord
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from splitmesh.datasets.likeness import BITS
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.preprocess import DEFAULT_MAX_PIXELS
-from splitmesh.samples.likeness import BITS
 from splitmesh.samples.record import KINDS, MAX_TEXT, Kind, SampleRecord, checked_label, int_of_id, utc
 
 MAX_PAGE = 1000

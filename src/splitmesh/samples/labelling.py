@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from splitmesh.datasets.problems import Problems
 from splitmesh.errors import MeshError, Reason
 from splitmesh.samples.kept import Sample, not_found
 from splitmesh.samples.label_files import Form, NamedLabel, read_labels
-from splitmesh.samples.problems import Problems
 from splitmesh.samples.record import SampleRecord, checked_label
 
 MAX_PICTURE_BYTES = 64 << 20

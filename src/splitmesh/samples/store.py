@@ -18,9 +18,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from splitmesh.datasets.contents import Contents, FolderLock
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.samples import tables
-from splitmesh.samples.contents import Contents, FolderLock
 from splitmesh.samples.database import Reserve, open_database, unusable
 from splitmesh.samples.intake import complete, count_if_known, make_room
 from splitmesh.samples.kept import (

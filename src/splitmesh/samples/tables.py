@@ -13,8 +13,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from splitmesh.datasets.likeness import distance
 from splitmesh.samples.kept import MAX_HISTORY, Filter, LabelEntry, Sample, StoreCounts, not_found
-from splitmesh.samples.likeness import distance
 from splitmesh.samples.record import KINDS, Kind, SampleRecord
 
 FILE = "samples.sqlite"

@@ -18,7 +18,7 @@ _QUALITY = 80
 
 def thumbnail(picture: Buffer, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
     """The whole picture as a JPEG of at most 160 pixels a side, never larger than it is, turned as its camera says, without
-    what else the file tells (place, time, camera).
+    what else the file tells (place, time, camera, comments, profiles).
 
     MeshError IMAGE_UNDECODABLE; IMAGE_TOO_LARGE above ``max_pixels``, before a pixel is decoded.
     """
@@ -27,8 +27,10 @@ def thumbnail(picture: Buffer, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes
         small = image.convert("RGB")
         small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
         small = ImageOps.exif_transpose(small)
+        # Pixels alone: Pillow would carry what else it read along, such as a comment.
+        bare = Image.frombytes(small.mode, small.size, small.tobytes())
         written = io.BytesIO()
-        small.save(written, "JPEG", quality=_QUALITY, exif=b"")
+        bare.save(written, "JPEG", quality=_QUALITY)
     except (OSError, ValueError, SyntaxError, TypeError, OverflowError) as error:
         raise MeshError(Reason.IMAGE_UNDECODABLE, "the picture cannot be made small") from error
     return written.getvalue()

@@ -7,128 +7,28 @@ by the demo, the benchmarks and the tests.
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import signal
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Protocol
 
 from splitmesh.client import Mesh
+from splitmesh.client.registry import RegistryClient
+from splitmesh.client.trust import registry_client
 from splitmesh.kernel.channels import Channels
-from splitmesh.kernel.config import ENV_PREFIX
+from splitmesh.kernel.config import ServiceSettings
 from splitmesh.kernel.discovery_static import StaticDiscovery
+from splitmesh.testing.keys import OPERATOR, MeshKeys
 from splitmesh.testing.links import PROFILES, LinkProfile
+from splitmesh.testing.processes import MODULES, Launcher, ProcessLauncher, Running, ServiceProcess
 from splitmesh.testing.relay import LinkRelay
 
-MODULES = {
-    "registry": "services.registry",
-    "router": "services.router",
-    "compressor": "services.compressor",
-    "tail": "cloud.tail",
-    "head": "edge.head",
-    "partitioner": "services.partitioner",
-}
-"""Every service by its short name, in the order of starting."""
-
-READY_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
-_POLL_S = 0.02
+__all__ = ["MODULES", "Launcher", "LocalMesh", "ProcessLauncher", "Running", "ServiceProcess"]
 
 
-class Running(Protocol):
-    """A launched service."""
-
-    address: str
-
-    async def stop(self) -> None:
-        """Gracefully, as SIGTERM does."""
-        ...
-
-    async def kill(self) -> None:
-        """At once, as a power cut does."""
-        ...
-
-
-class Launcher(Protocol):
-    """Starts one service with settings by field name; returns when it is running."""
-
-    async def launch(self, service: str, settings: Mapping[str, str]) -> Running:
-        """The service."""
-        ...
-
-
-class ServiceProcess:
-    """A service as a process of its own."""
-
-    def __init__(self, service: str, process: asyncio.subprocess.Process, log: IO[bytes]) -> None:
-        self.address = ""
-        self.process = process
-        self._service = service
-        self._log = log
-
-    async def wait_ready(self, ready_file: Path) -> None:
-        """Until the service has written its ready file. RuntimeError with the end of its log when it fails."""
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            while not ready_file.exists():
-                if self.process.returncode is not None:
-                    raise RuntimeError(f"{self._service} ended with {self.process.returncode}:\n{self._log_end()}")
-                await asyncio.sleep(_POLL_S)
-        self.address = json.loads(ready_file.read_text())["address"]
-
-    async def stop(self) -> None:
-        """SIGTERM, then SIGKILL when it takes too long."""
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                async with asyncio.timeout(STOP_TIMEOUT_S):
-                    await self.process.wait()
-            except TimeoutError:
-                await self.kill()
-        self._log.close()
-
-    async def kill(self) -> None:
-        """SIGKILL."""
-        if self.process.returncode is None:
-            self.process.kill()
-        await self.process.wait()
-        self._log.close()
-
-    def _log_end(self) -> str:
-        return "\n".join(Path(self._log.name).read_text(errors="replace").splitlines()[-20:])
-
-
-class ProcessLauncher:
-    """Launches services as processes from the checkout at ``root``; logs and ready files go to ``work_dir``."""
-
-    def __init__(self, root: Path, work_dir: Path) -> None:
-        self._root = root
-        self._work_dir = work_dir
-        self._count = 0
-
-    async def launch(self, service: str, settings: Mapping[str, str]) -> ServiceProcess:
-        """Start and wait until it runs."""
-        self._count += 1
-        self._work_dir.mkdir(parents=True, exist_ok=True)
-        ready_file = self._work_dir / f"{service}-{self._count}.ready"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
-        environment |= {f"{ENV_PREFIX}{name.upper()}": value for name, value in settings.items()}
-        environment[f"{ENV_PREFIX}READY_FILE"] = str(ready_file)
-        log = (self._work_dir / f"{service}-{self._count}.log").open("wb")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", MODULES[service], cwd=self._root, env=environment, stdout=log, stderr=log
-        )
-        running = ServiceProcess(service, process, log)
-        try:
-            await running.wait_ready(ready_file)
-        except BaseException:
-            await running.kill()
-            raise
-        return running
+class _Operator(ServiceSettings):
+    data_dir: Path
+    """Where it keeps the keyrings it knows."""
 
 
 class LocalMesh:
@@ -145,6 +45,7 @@ class LocalMesh:
         services: Collection[str] = MODULES,
         middle: Sequence[str] = (),
         tails: int = 1,
+        trust: bool = True,
     ) -> None:
         """Nothing runs yet.
 
@@ -157,12 +58,16 @@ class LocalMesh:
             services: which to start, always in the order of ``MODULES``; the tail is one of them.
             middle: names of nodes between head and tail, nearest to the head first; each runs the tail's program.
             tails: how many nodes run the last segment, each behind a relay of its own: `tail`, `tail-2`, `tail-3` …
+            trust: every version is signed, and verified before it is used; a registry that comes with versions has them
+                signed by the operator.
         """
         self._launcher = launcher
         self._work_dir = work_dir
         self._link = link
         self._otlp_endpoint = otlp_endpoint
         self._extra = settings or {}
+        self.keys = MeshKeys(work_dir / "keys") if trust else None
+        """Of those who sign; None: nobody verifies."""
         self._chain = [*middle, "tail"]
         self._wanted = [service for service in MODULES if service in services]
         behind = self._wanted.index("tail") + 1
@@ -180,6 +85,8 @@ class LocalMesh:
         try:
             for service in self._wanted:
                 await self.start(service)
+                if service == "registry" and self.keys is not None:
+                    await self._begin_trust(self.keys)
                 if self._behind_a_relay(service):
                     relay = LinkRelay(self._addresses[service], self._link)
                     self.relays[service] = await self._stack.enter_async_context(relay)
@@ -225,6 +132,7 @@ class LocalMesh:
             "data_dir": str(self._work_dir / service),
             "reflection": "true",
             **self._place(service, following),
+            **(self.keys.settings(service) if self.keys is not None else {}),
             **(self._extra.get("tail", {}) if service in self._tails else {}),
             **self._extra.get(service, {}),
             **(more or {}),
@@ -235,6 +143,13 @@ class LocalMesh:
         running = await self._launcher.launch(program, settings)
         self._services[service] = running
         self._addresses[service] = running.address
+
+    async def _begin_trust(self, keys: MeshKeys) -> None:
+        channels = Channels(StaticDiscovery({"registry": [self._addresses["registry"]]}))
+        try:
+            await keys.hand_over(RegistryClient(channels))
+        finally:
+            await channels.close()
 
     def _behind_a_relay(self, service: str) -> bool:
         return service in self._chain or service in self._tails
@@ -271,6 +186,16 @@ class LocalMesh:
     async def kill(self, service: str) -> None:
         """Kill one service, as a power cut would."""
         await self._services.pop(service).kill()
+
+    def environment(self) -> dict[str, str]:
+        """Settings by which a command finds this mesh, verifies what it takes and signs what it makes as the operator."""
+        addresses = ",".join(f"{service}={address}" for service, address in self._addresses.items())
+        return {"static_addresses": addresses, **(self.keys.settings(OPERATOR) if self.keys is not None else {})}
+
+    def registry(self) -> RegistryClient:
+        """The registry for the operator: what it makes is signed, what it reads verified."""
+        settings = _Operator(**self.environment(), data_dir=self._work_dir / OPERATOR)  # type: ignore[arg-type]
+        return registry_client(settings, self.channels)
 
     def gateway(self, **options: object) -> Mesh:
         """A camera gateway's connection to the head."""

@@ -51,6 +51,17 @@ def find_buf() -> Path | None:
     return _on_path("buf") or (local if os.access(local, os.X_OK) else None)
 
 
+def find_skopeo() -> Path | None:
+    """The skopeo binary on PATH, if any."""
+    return _on_path("skopeo")
+
+
+def find_mlflow() -> Path | None:
+    """The ``mlflow`` program of an environment of its own under ``build/tools``, with its server, if any."""
+    program = _CHECKOUT / "build" / "tools" / "mlflow" / "bin" / "mlflow"
+    return program if os.access(program, os.X_OK) else None
+
+
 def find_tritonclient() -> Path | None:
     """The Python of an environment that holds NVIDIA's unmodified tritonclient, under ``build/tools``, if any."""
     python = _CHECKOUT / "build" / "tools" / "tritonclient" / "bin" / "python"
@@ -61,6 +72,14 @@ def find_perf_analyzer() -> Path | None:
     """NVIDIA's perf_analyzer on PATH, or the one the checkout keeps under ``build/tools``, if any."""
     local = _CHECKOUT / "build" / "tools" / "perf_analyzer" / "perf_analyzer"
     return _on_path("perf_analyzer") or (local if os.access(local, os.X_OK) else None)
+
+
+def find_postgres() -> Path | None:
+    """The folder of the newest PostgreSQL server's programs (``initdb``, ``postgres``), where Debian keeps them or on PATH."""
+    debian = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = max(debian, key=lambda path: int(path.parts[-3]), default=None)
+    found = newest or _on_path("initdb")
+    return found.parent if found and os.access(found.parent / "postgres", os.X_OK) else None
 
 
 def _on_path(program: str) -> Path | None:

@@ -488,8 +488,13 @@ class PlanPartitionResponse(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    PLAN_JSON_FIELD_NUMBER: _builtins.int
     why: _builtins.str
     """One sentence: why the first wins."""
+    plan_json: _builtins.str
+    """The plan as an artefact, JSON: the model, the hosts with the digests of their profiles, the links, what was asked, the
+    best options. For SplitModel.
+    """
     @_builtins.property
     def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanOption]:
         """Feasible ones first, best first."""
@@ -504,10 +509,11 @@ class PlanPartitionResponse(_message.Message):
         options: _abc.Iterable[Global___PlanOption] | None = ...,
         why: _builtins.str = ...,
         certificate: Global___Certificate | None = ...,
+        plan_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "options", b"options", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "options", b"options", "plan_json", b"plan_json", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -523,13 +529,18 @@ class SplitModelRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
     FURTHER_FIELD_NUMBER: _builtins.int
+    PLAN_JSON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
     """Its version."""
+    plan_json: _builtins.str
+    """A plan as PlanPartition gave it, of the same whole model, kept as the artefact plan.json of the new version. The cuts
+    are those of one of its options that keeps the constraints. FIELD_INVALID otherwise. Empty: no plan.
+    """
     @_builtins.property
     def cut(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tensors of the cut, at least one."""
+        """Tensors of the cut, at least one; empty with a plan: where its best option that cuts does."""
 
     @_builtins.property
     def further(self) -> _containers.RepeatedCompositeFieldContainer[Global___CutPoint]:
@@ -542,10 +553,11 @@ class SplitModelRequest(_message.Message):
         version: _builtins.int = ...,
         cut: _abc.Iterable[_builtins.str] | None = ...,
         further: _abc.Iterable[Global___CutPoint] | None = ...,
+        plan_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "further", b"further", "model", b"model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "further", b"further", "model", b"model", "plan_json", b"plan_json", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -583,19 +595,25 @@ class SplitModelResponse(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     MAX_ABS_ERROR_FIELD_NUMBER: _builtins.int
+    CUTS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Its number."""
     max_abs_error: _builtins.float
     """Largest difference between head + tail and the whole, over all outputs and verification inputs."""
+    @_builtins.property
+    def cuts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CutPoint]:
+        """Where it was cut, from the input on."""
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         max_abs_error: _builtins.float = ...,
+        cuts: _abc.Iterable[Global___CutPoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_abs_error", b"max_abs_error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuts", b"cuts", "max_abs_error", b"max_abs_error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

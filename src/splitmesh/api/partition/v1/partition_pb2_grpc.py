@@ -80,7 +80,7 @@ class PartitionServiceServicer:
 
     def SplitModel(self, request, context):
         """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
-        SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+        FIELD_INVALID, SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

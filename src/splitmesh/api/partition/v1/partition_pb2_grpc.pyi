@@ -44,7 +44,7 @@ class PartitionServiceStub:
     """
     SplitModel: _grpc.UnaryUnaryMultiCallable[_partition_pb2.SplitModelRequest, _partition_pb2.SplitModelResponse]
     """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
-    SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+    FIELD_INVALID, SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
     """
     AdaptModel: _grpc.UnaryUnaryMultiCallable[_partition_pb2.AdaptModelRequest, _partition_pb2.AdaptModelResponse]
     """Makes a version that a head runs in the cheapest of several ways, changing between two frames as the link changes: the
@@ -67,7 +67,7 @@ class PartitionServiceAsyncStub(PartitionServiceStub):
     """
     SplitModel: _aio.UnaryUnaryMultiCallable[_partition_pb2.SplitModelRequest, _partition_pb2.SplitModelResponse]  # type: ignore[assignment]
     """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
-    SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+    FIELD_INVALID, SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
     """
     AdaptModel: _aio.UnaryUnaryMultiCallable[_partition_pb2.AdaptModelRequest, _partition_pb2.AdaptModelResponse]  # type: ignore[assignment]
     """Makes a version that a head runs in the cheapest of several ways, changing between two frames as the link changes: the
@@ -105,7 +105,7 @@ class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_partition_pb2.SplitModelResponse, _abc.Awaitable[_partition_pb2.SplitModelResponse]]:
         """Cuts a version, verifies the segments against the whole and registers them as a new version. Errors: CUT_INVALID,
-        SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
+        FIELD_INVALID, SPLIT_NOT_EQUAL, MODEL_SHAPE_UNKNOWN.
         """
 
     @_abc_1.abstractmethod

@@ -50,6 +50,31 @@ class RegistryServiceStub:
                 request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullArtifactRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullArtifactResponse.FromString,
                 _registered_method=True)
+        self.FindMissing = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/FindMissing',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.FindMissingRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.FindMissingResponse.FromString,
+                _registered_method=True)
+        self.PushContents = channel.stream_stream(
+                '/splitmesh.api.registry.v1.RegistryService/PushContents',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PushContentsRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PushContentsResponse.FromString,
+                _registered_method=True)
+        self.PullContents = channel.unary_stream(
+                '/splitmesh.api.registry.v1.RegistryService/PullContents',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullContentsRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullContentsResponse.FromString,
+                _registered_method=True)
+        self.MakeDelta = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/MakeDelta',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.MakeDeltaRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.MakeDeltaResponse.FromString,
+                _registered_method=True)
+        self.ApplyDelta = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/ApplyDelta',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ApplyDeltaRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ApplyDeltaResponse.FromString,
+                _registered_method=True)
         self.CreateVersion = channel.unary_unary(
                 '/splitmesh.api.registry.v1.RegistryService/CreateVersion',
                 request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CreateVersionRequest.SerializeToString,
@@ -70,15 +95,60 @@ class RegistryServiceStub:
                 request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListVersionsRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListVersionsResponse.FromString,
                 _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/DeleteVersion',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
+        self.HoldVersion = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/HoldVersion',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.HoldVersionRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.HoldVersionResponse.FromString,
+                _registered_method=True)
+        self.ReleaseVersion = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/ReleaseVersion',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseVersionRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseVersionResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/CollectGarbage',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
+        self.AddSignature = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/AddSignature',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.AddSignatureRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.AddSignatureResponse.FromString,
+                _registered_method=True)
         self.SetAlias = channel.unary_unary(
                 '/splitmesh.api.registry.v1.RegistryService/SetAlias',
                 request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
-        self.WatchAlias = channel.unary_stream(
-                '/splitmesh.api.registry.v1.RegistryService/WatchAlias',
-                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasRequest.SerializeToString,
-                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasResponse.FromString,
+        self.ListAliasMoves = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/ListAliasMoves',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesResponse.FromString,
+                _registered_method=True)
+        self.WatchModel = channel.unary_stream(
+                '/splitmesh.api.registry.v1.RegistryService/WatchModel',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchModelRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchModelResponse.FromString,
+                _registered_method=True)
+        self.PutKeyring = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/PutKeyring',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutKeyringRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutKeyringResponse.FromString,
+                _registered_method=True)
+        self.ListKeyrings = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/ListKeyrings',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListKeyringsRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListKeyringsResponse.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/splitmesh.api.registry.v1.RegistryService/ListEvents',
+                request_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
         self.PutProfile = channel.unary_unary(
                 '/splitmesh.api.registry.v1.RegistryService/PutProfile',
@@ -121,10 +191,51 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindMissing(self, request, context):
+        """Which of these contents the registry does not have. Errors: FIELD_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushContents(self, request_iterator, context):
+        """Uploads many small contents, several in a message. What was answered with an acknowledgement is verified and on disk;
+        one that is there already costs nothing. Ask FindMissing to go on after a broken link. Errors: DIGEST_MISMATCH,
+        FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL, DEADLINE_EXPIRED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullContents(self, request, context):
+        """Downloads many small contents, in the order asked for. Errors: ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (use PullArtifact).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeDelta(self, request, context):
+        """A patch that turns one content into another, as a content of its own, to be pulled like any. Errors:
+        ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (of contents that are not patched), QUEUE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyDelta(self, request, context):
+        """Makes a content from another one and a patch, both uploaded before. Errors: ARTIFACT_NOT_FOUND, DIGEST_MISMATCH,
+        PAYLOAD_CORRUPT, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateVersion(self, request, context):
         """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
-        file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
-        MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
+        file in a child process of its own. Errors: ARTIFACT_NOT_FOUND (the metadata's "missing" has the digests, up to 7 of
+        them), MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE, MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED,
+        MODEL_SHAPE_UNKNOWN, SIGNATURE_MISSING, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED, DATASET_NOT_FOUND and
+        VERSION_NOT_FOUND (of its lineage, or of the alternatives that it lists).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,17 +262,87 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SetAlias(self, request, context):
-        """Points an alias at a version, atomically. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND.
+    def DeleteVersion(self, request, context):
+        """Takes a version away; its number is never used again. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, VERSION_IN_USE (an
+        alias points at it, somebody holds it, or another version lists it as an alternative; the metadata says who).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchAlias(self, request, context):
-        """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-        sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
-        NOT_READY.
+    def HoldVersion(self, request, context):
+        """Keeps a version from being deleted while somebody, such as a deployment, uses it. Errors: MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseVersion(self, request, context):
+        """The holder needs it no more; fine when it did not hold it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Removes contents that no version and no dataset names and nobody pushed or asked for lately. The registry does so by
+        itself from time to time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSignature(self, request, context):
+        """Adds a signature to a version. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Points an alias at a version, atomically, or takes it away. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_MOVED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasMoves(self, request, context):
+        """Where aliases pointed and who moved them, newest first. Errors: MODEL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchModel(self, request, context):
+        """Follows aliases: for a watcher that comes back every move since, then, once in each stream, where all of them point
+        now, then each move. Where they point now is no news to whoever knows it, and sets right whoever learned it from a
+        registry that was set back to a backup since. A watcher that is slow gets what it missed from the history, one move
+        after the other. The stream ends without error from time to time; watch again from the last sequence. Errors:
+        QUEUE_FULL, NOT_READY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutKeyring(self, request, context):
+        """Adds the next keyring. The first is one whose roots are the registry's trust root; one that has no trust root takes the
+        first that comes, and gives it up when it gets a trust root that is another. Errors: SIGNATURE_INVALID, KEYRING_STALE
+        (it does not follow the newest one), FIELD_INVALID, QUEUE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKeyrings(self, request, context):
+        """Keyrings, oldest first: a consumer verifies each with the one before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """Who did what and when, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +381,31 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullArtifactRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullArtifactResponse.SerializeToString,
             ),
+            'FindMissing': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindMissing,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.FindMissingRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.FindMissingResponse.SerializeToString,
+            ),
+            'PushContents': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushContents,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PushContentsRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PushContentsResponse.SerializeToString,
+            ),
+            'PullContents': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullContents,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullContentsRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullContentsResponse.SerializeToString,
+            ),
+            'MakeDelta': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeDelta,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.MakeDeltaRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.MakeDeltaResponse.SerializeToString,
+            ),
+            'ApplyDelta': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyDelta,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ApplyDeltaRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ApplyDeltaResponse.SerializeToString,
+            ),
             'CreateVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateVersion,
                     request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CreateVersionRequest.FromString,
@@ -220,15 +426,60 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListVersionsRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListVersionsResponse.SerializeToString,
             ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionResponse.SerializeToString,
+            ),
+            'HoldVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldVersion,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.HoldVersionRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.HoldVersionResponse.SerializeToString,
+            ),
+            'ReleaseVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseVersion,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseVersionRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseVersionResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'AddSignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddSignature,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.AddSignatureRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.AddSignatureResponse.SerializeToString,
+            ),
             'SetAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.SetAlias,
                     request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasRequest.FromString,
                     response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasResponse.SerializeToString,
             ),
-            'WatchAlias': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchAlias,
-                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasRequest.FromString,
-                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasResponse.SerializeToString,
+            'ListAliasMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasMoves,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesResponse.SerializeToString,
+            ),
+            'WatchModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModel,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchModelRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchModelResponse.SerializeToString,
+            ),
+            'PutKeyring': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutKeyring,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutKeyringRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutKeyringResponse.SerializeToString,
+            ),
+            'ListKeyrings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeyrings,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListKeyringsRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListKeyringsResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListEventsRequest.FromString,
+                    response_serializer=splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListEventsResponse.SerializeToString,
             ),
             'PutProfile': grpc.unary_unary_rpc_method_handler(
                     servicer.PutProfile,
@@ -323,6 +574,141 @@ class RegistryService:
             '/splitmesh.api.registry.v1.RegistryService/PullArtifact',
             splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullArtifactRequest.SerializeToString,
             splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindMissing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/FindMissing',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.FindMissingRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.FindMissingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushContents(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/PushContents',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PushContentsRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PushContentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullContents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/PullContents',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullContentsRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PullContentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeDelta(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/MakeDelta',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.MakeDeltaRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.MakeDeltaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyDelta(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/ApplyDelta',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ApplyDeltaRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ApplyDeltaResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -442,6 +828,141 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/DeleteVersion',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/HoldVersion',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.HoldVersionRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.HoldVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/ReleaseVersion',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseVersionRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/CollectGarbage',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CollectGarbageRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddSignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/AddSignature',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.AddSignatureRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.AddSignatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SetAlias(request,
             target,
             options=(),
@@ -469,7 +990,34 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
-    def WatchAlias(request,
+    def ListAliasMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/ListAliasMoves',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListAliasMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -482,9 +1030,90 @@ class RegistryService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/splitmesh.api.registry.v1.RegistryService/WatchAlias',
-            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasRequest.SerializeToString,
-            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchAliasResponse.FromString,
+            '/splitmesh.api.registry.v1.RegistryService/WatchModel',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchModelRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutKeyring(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/PutKeyring',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutKeyringRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.PutKeyringResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeyrings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/ListKeyrings',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListKeyringsRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListKeyringsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitmesh.api.registry.v1.RegistryService/ListEvents',
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListEventsRequest.SerializeToString,
+            splitmesh_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

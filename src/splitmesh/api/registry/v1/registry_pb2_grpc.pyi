@@ -44,10 +44,29 @@ class RegistryServiceStub:
     """How far the upload of an artefact has come."""
     PullArtifact: _grpc.UnaryStreamMultiCallable[_registry_pb2.PullArtifactRequest, _registry_pb2.PullArtifactResponse]
     """Downloads one artefact from any byte. Errors: ARTIFACT_NOT_FOUND."""
+    FindMissing: _grpc.UnaryUnaryMultiCallable[_registry_pb2.FindMissingRequest, _registry_pb2.FindMissingResponse]
+    """Which of these contents the registry does not have. Errors: FIELD_INVALID."""
+    PushContents: _grpc.StreamStreamMultiCallable[_registry_pb2.PushContentsRequest, _registry_pb2.PushContentsResponse]
+    """Uploads many small contents, several in a message. What was answered with an acknowledgement is verified and on disk;
+    one that is there already costs nothing. Ask FindMissing to go on after a broken link. Errors: DIGEST_MISMATCH,
+    FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL, DEADLINE_EXPIRED.
+    """
+    PullContents: _grpc.UnaryStreamMultiCallable[_registry_pb2.PullContentsRequest, _registry_pb2.PullContentsResponse]
+    """Downloads many small contents, in the order asked for. Errors: ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (use PullArtifact)."""
+    MakeDelta: _grpc.UnaryUnaryMultiCallable[_registry_pb2.MakeDeltaRequest, _registry_pb2.MakeDeltaResponse]
+    """A patch that turns one content into another, as a content of its own, to be pulled like any. Errors:
+    ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (of contents that are not patched), QUEUE_FULL.
+    """
+    ApplyDelta: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ApplyDeltaRequest, _registry_pb2.ApplyDeltaResponse]
+    """Makes a content from another one and a patch, both uploaded before. Errors: ARTIFACT_NOT_FOUND, DIGEST_MISMATCH,
+    PAYLOAD_CORRUPT, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL.
+    """
     CreateVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]
     """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
-    file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
-    MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
+    file in a child process of its own. Errors: ARTIFACT_NOT_FOUND (the metadata's "missing" has the digests, up to 7 of
+    them), MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE, MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED,
+    MODEL_SHAPE_UNKNOWN, SIGNATURE_MISSING, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED, DATASET_NOT_FOUND and
+    VERSION_NOT_FOUND (of its lineage, or of the alternatives that it lists).
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]
     """One version, by number or alias. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
@@ -55,13 +74,42 @@ class RegistryServiceStub:
     """Models by name."""
     ListVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]
     """Versions of one model, newest first."""
-    SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.SetAliasResponse]
-    """Points an alias at a version, atomically. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
-    WatchAlias: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchAliasRequest, _registry_pb2.WatchAliasResponse]
-    """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-    sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
-    NOT_READY.
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]
+    """Takes a version away; its number is never used again. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, VERSION_IN_USE (an
+    alias points at it, somebody holds it, or another version lists it as an alternative; the metadata says who).
     """
+    HoldVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.HoldVersionRequest, _registry_pb2.HoldVersionResponse]
+    """Keeps a version from being deleted while somebody, such as a deployment, uses it. Errors: MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND.
+    """
+    ReleaseVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReleaseVersionRequest, _registry_pb2.ReleaseVersionResponse]
+    """The holder needs it no more; fine when it did not hold it."""
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CollectGarbageRequest, _registry_pb2.CollectGarbageResponse]
+    """Removes contents that no version and no dataset names and nobody pushed or asked for lately. The registry does so by
+    itself from time to time.
+    """
+    AddSignature: _grpc.UnaryUnaryMultiCallable[_registry_pb2.AddSignatureRequest, _registry_pb2.AddSignatureResponse]
+    """Adds a signature to a version. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED."""
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.SetAliasResponse]
+    """Points an alias at a version, atomically, or takes it away. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_MOVED."""
+    ListAliasMoves: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAliasMovesRequest, _registry_pb2.ListAliasMovesResponse]
+    """Where aliases pointed and who moved them, newest first. Errors: MODEL_NOT_FOUND."""
+    WatchModel: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchModelRequest, _registry_pb2.WatchModelResponse]
+    """Follows aliases: for a watcher that comes back every move since, then, once in each stream, where all of them point
+    now, then each move. Where they point now is no news to whoever knows it, and sets right whoever learned it from a
+    registry that was set back to a backup since. A watcher that is slow gets what it missed from the history, one move
+    after the other. The stream ends without error from time to time; watch again from the last sequence. Errors:
+    QUEUE_FULL, NOT_READY.
+    """
+    PutKeyring: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PutKeyringRequest, _registry_pb2.PutKeyringResponse]
+    """Adds the next keyring. The first is one whose roots are the registry's trust root; one that has no trust root takes the
+    first that comes, and gives it up when it gets a trust root that is another. Errors: SIGNATURE_INVALID, KEYRING_STALE
+    (it does not follow the newest one), FIELD_INVALID, QUEUE_FULL.
+    """
+    ListKeyrings: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListKeyringsRequest, _registry_pb2.ListKeyringsResponse]
+    """Keyrings, oldest first: a consumer verifies each with the one before."""
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListEventsRequest, _registry_pb2.ListEventsResponse]
+    """Who did what and when, newest first."""
     PutProfile: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PutProfileRequest, _registry_pb2.PutProfileResponse]
     """Keeps a profile; one with the same key is replaced. Versions that hold the same whole model share their profiles.
     Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
@@ -85,10 +133,29 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """How far the upload of an artefact has come."""
     PullArtifact: _aio.UnaryStreamMultiCallable[_registry_pb2.PullArtifactRequest, _registry_pb2.PullArtifactResponse]  # type: ignore[assignment]
     """Downloads one artefact from any byte. Errors: ARTIFACT_NOT_FOUND."""
+    FindMissing: _aio.UnaryUnaryMultiCallable[_registry_pb2.FindMissingRequest, _registry_pb2.FindMissingResponse]  # type: ignore[assignment]
+    """Which of these contents the registry does not have. Errors: FIELD_INVALID."""
+    PushContents: _aio.StreamStreamMultiCallable[_registry_pb2.PushContentsRequest, _registry_pb2.PushContentsResponse]  # type: ignore[assignment]
+    """Uploads many small contents, several in a message. What was answered with an acknowledgement is verified and on disk;
+    one that is there already costs nothing. Ask FindMissing to go on after a broken link. Errors: DIGEST_MISMATCH,
+    FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL, DEADLINE_EXPIRED.
+    """
+    PullContents: _aio.UnaryStreamMultiCallable[_registry_pb2.PullContentsRequest, _registry_pb2.PullContentsResponse]  # type: ignore[assignment]
+    """Downloads many small contents, in the order asked for. Errors: ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (use PullArtifact)."""
+    MakeDelta: _aio.UnaryUnaryMultiCallable[_registry_pb2.MakeDeltaRequest, _registry_pb2.MakeDeltaResponse]  # type: ignore[assignment]
+    """A patch that turns one content into another, as a content of its own, to be pulled like any. Errors:
+    ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (of contents that are not patched), QUEUE_FULL.
+    """
+    ApplyDelta: _aio.UnaryUnaryMultiCallable[_registry_pb2.ApplyDeltaRequest, _registry_pb2.ApplyDeltaResponse]  # type: ignore[assignment]
+    """Makes a content from another one and a patch, both uploaded before. Errors: ARTIFACT_NOT_FOUND, DIGEST_MISMATCH,
+    PAYLOAD_CORRUPT, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL.
+    """
     CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]  # type: ignore[assignment]
     """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
-    file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
-    MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
+    file in a child process of its own. Errors: ARTIFACT_NOT_FOUND (the metadata's "missing" has the digests, up to 7 of
+    them), MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE, MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED,
+    MODEL_SHAPE_UNKNOWN, SIGNATURE_MISSING, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED, DATASET_NOT_FOUND and
+    VERSION_NOT_FOUND (of its lineage, or of the alternatives that it lists).
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]  # type: ignore[assignment]
     """One version, by number or alias. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
@@ -96,13 +163,42 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Models by name."""
     ListVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Versions of one model, newest first."""
-    SetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Points an alias at a version, atomically. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
-    WatchAlias: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchAliasRequest, _registry_pb2.WatchAliasResponse]  # type: ignore[assignment]
-    """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-    sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
-    NOT_READY.
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]  # type: ignore[assignment]
+    """Takes a version away; its number is never used again. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, VERSION_IN_USE (an
+    alias points at it, somebody holds it, or another version lists it as an alternative; the metadata says who).
     """
+    HoldVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.HoldVersionRequest, _registry_pb2.HoldVersionResponse]  # type: ignore[assignment]
+    """Keeps a version from being deleted while somebody, such as a deployment, uses it. Errors: MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND.
+    """
+    ReleaseVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReleaseVersionRequest, _registry_pb2.ReleaseVersionResponse]  # type: ignore[assignment]
+    """The holder needs it no more; fine when it did not hold it."""
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_registry_pb2.CollectGarbageRequest, _registry_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """Removes contents that no version and no dataset names and nobody pushed or asked for lately. The registry does so by
+    itself from time to time.
+    """
+    AddSignature: _aio.UnaryUnaryMultiCallable[_registry_pb2.AddSignatureRequest, _registry_pb2.AddSignatureResponse]  # type: ignore[assignment]
+    """Adds a signature to a version. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED."""
+    SetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Points an alias at a version, atomically, or takes it away. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_MOVED."""
+    ListAliasMoves: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAliasMovesRequest, _registry_pb2.ListAliasMovesResponse]  # type: ignore[assignment]
+    """Where aliases pointed and who moved them, newest first. Errors: MODEL_NOT_FOUND."""
+    WatchModel: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchModelRequest, _registry_pb2.WatchModelResponse]  # type: ignore[assignment]
+    """Follows aliases: for a watcher that comes back every move since, then, once in each stream, where all of them point
+    now, then each move. Where they point now is no news to whoever knows it, and sets right whoever learned it from a
+    registry that was set back to a backup since. A watcher that is slow gets what it missed from the history, one move
+    after the other. The stream ends without error from time to time; watch again from the last sequence. Errors:
+    QUEUE_FULL, NOT_READY.
+    """
+    PutKeyring: _aio.UnaryUnaryMultiCallable[_registry_pb2.PutKeyringRequest, _registry_pb2.PutKeyringResponse]  # type: ignore[assignment]
+    """Adds the next keyring. The first is one whose roots are the registry's trust root; one that has no trust root takes the
+    first that comes, and gives it up when it gets a trust root that is another. Errors: SIGNATURE_INVALID, KEYRING_STALE
+    (it does not follow the newest one), FIELD_INVALID, QUEUE_FULL.
+    """
+    ListKeyrings: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListKeyringsRequest, _registry_pb2.ListKeyringsResponse]  # type: ignore[assignment]
+    """Keyrings, oldest first: a consumer verifies each with the one before."""
+    ListEvents: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListEventsRequest, _registry_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Who did what and when, newest first."""
     PutProfile: _aio.UnaryUnaryMultiCallable[_registry_pb2.PutProfileRequest, _registry_pb2.PutProfileResponse]  # type: ignore[assignment]
     """Keeps a profile; one with the same key is replaced. Versions that hold the same whole model share their profiles.
     Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, FIELD_INVALID, STORAGE_FULL.
@@ -143,14 +239,63 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Downloads one artefact from any byte. Errors: ARTIFACT_NOT_FOUND."""
 
     @_abc_1.abstractmethod
+    def FindMissing(
+        self,
+        request: _registry_pb2.FindMissingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.FindMissingResponse, _abc.Awaitable[_registry_pb2.FindMissingResponse]]:
+        """Which of these contents the registry does not have. Errors: FIELD_INVALID."""
+
+    @_abc_1.abstractmethod
+    def PushContents(
+        self,
+        request_iterator: _MaybeAsyncIterator[_registry_pb2.PushContentsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.PushContentsResponse], _abc.AsyncIterator[_registry_pb2.PushContentsResponse]]:
+        """Uploads many small contents, several in a message. What was answered with an acknowledgement is verified and on disk;
+        one that is there already costs nothing. Ask FindMissing to go on after a broken link. Errors: DIGEST_MISMATCH,
+        FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL, DEADLINE_EXPIRED.
+        """
+
+    @_abc_1.abstractmethod
+    def PullContents(
+        self,
+        request: _registry_pb2.PullContentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.PullContentsResponse], _abc.AsyncIterator[_registry_pb2.PullContentsResponse]]:
+        """Downloads many small contents, in the order asked for. Errors: ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (use PullArtifact)."""
+
+    @_abc_1.abstractmethod
+    def MakeDelta(
+        self,
+        request: _registry_pb2.MakeDeltaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.MakeDeltaResponse, _abc.Awaitable[_registry_pb2.MakeDeltaResponse]]:
+        """A patch that turns one content into another, as a content of its own, to be pulled like any. Errors:
+        ARTIFACT_NOT_FOUND, FRAME_TOO_LARGE (of contents that are not patched), QUEUE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def ApplyDelta(
+        self,
+        request: _registry_pb2.ApplyDeltaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ApplyDeltaResponse, _abc.Awaitable[_registry_pb2.ApplyDeltaResponse]]:
+        """Makes a content from another one and a patch, both uploaded before. Errors: ARTIFACT_NOT_FOUND, DIGEST_MISMATCH,
+        PAYLOAD_CORRUPT, FRAME_TOO_LARGE, STORAGE_FULL, QUEUE_FULL.
+        """
+
+    @_abc_1.abstractmethod
     def CreateVersion(
         self,
         request: _registry_pb2.CreateVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.CreateVersionResponse, _abc.Awaitable[_registry_pb2.CreateVersionResponse]]:
         """Makes a version of uploaded artefacts; versions never change afterwards. The manifest is checked first, and each model
-        file in a child process of its own. Errors: ARTIFACT_NOT_FOUND, MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE,
-        MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED, MODEL_SHAPE_UNKNOWN.
+        file in a child process of its own. Errors: ARTIFACT_NOT_FOUND (the metadata's "missing" has the digests, up to 7 of
+        them), MODEL_CORRUPT, MODEL_EXTERNAL_DATA, MODEL_INCOMPLETE, MODEL_TOO_LARGE, MODEL_OPERATOR_UNSUPPORTED,
+        MODEL_SHAPE_UNKNOWN, SIGNATURE_MISSING, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED, DATASET_NOT_FOUND and
+        VERSION_NOT_FOUND (of its lineage, or of the alternatives that it lists).
         """
 
     @_abc_1.abstractmethod
@@ -178,23 +323,106 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Versions of one model, newest first."""
 
     @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _registry_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DeleteVersionResponse, _abc.Awaitable[_registry_pb2.DeleteVersionResponse]]:
+        """Takes a version away; its number is never used again. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, VERSION_IN_USE (an
+        alias points at it, somebody holds it, or another version lists it as an alternative; the metadata says who).
+        """
+
+    @_abc_1.abstractmethod
+    def HoldVersion(
+        self,
+        request: _registry_pb2.HoldVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.HoldVersionResponse, _abc.Awaitable[_registry_pb2.HoldVersionResponse]]:
+        """Keeps a version from being deleted while somebody, such as a deployment, uses it. Errors: MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseVersion(
+        self,
+        request: _registry_pb2.ReleaseVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ReleaseVersionResponse, _abc.Awaitable[_registry_pb2.ReleaseVersionResponse]]:
+        """The holder needs it no more; fine when it did not hold it."""
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _registry_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.CollectGarbageResponse, _abc.Awaitable[_registry_pb2.CollectGarbageResponse]]:
+        """Removes contents that no version and no dataset names and nobody pushed or asked for lately. The registry does so by
+        itself from time to time.
+        """
+
+    @_abc_1.abstractmethod
+    def AddSignature(
+        self,
+        request: _registry_pb2.AddSignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.AddSignatureResponse, _abc.Awaitable[_registry_pb2.AddSignatureResponse]]:
+        """Adds a signature to a version. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, SIGNATURE_INVALID, KEY_UNKNOWN, KEY_REVOKED."""
+
+    @_abc_1.abstractmethod
     def SetAlias(
         self,
         request: _registry_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.SetAliasResponse, _abc.Awaitable[_registry_pb2.SetAliasResponse]]:
-        """Points an alias at a version, atomically. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND."""
+        """Points an alias at a version, atomically, or takes it away. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_MOVED."""
 
     @_abc_1.abstractmethod
-    def WatchAlias(
+    def ListAliasMoves(
         self,
-        request: _registry_pb2.WatchAliasRequest,
+        request: _registry_pb2.ListAliasMovesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchAliasResponse], _abc.AsyncIterator[_registry_pb2.WatchAliasResponse]]:
-        """Sends the alias's current version, then each change. A watcher that comes back misses nothing it still needs: it is
-        sent the current state first. The stream ends without error from time to time; watch again. Errors: QUEUE_FULL,
-        NOT_READY.
+    ) -> _typing.Union[_registry_pb2.ListAliasMovesResponse, _abc.Awaitable[_registry_pb2.ListAliasMovesResponse]]:
+        """Where aliases pointed and who moved them, newest first. Errors: MODEL_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def WatchModel(
+        self,
+        request: _registry_pb2.WatchModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchModelResponse], _abc.AsyncIterator[_registry_pb2.WatchModelResponse]]:
+        """Follows aliases: for a watcher that comes back every move since, then, once in each stream, where all of them point
+        now, then each move. Where they point now is no news to whoever knows it, and sets right whoever learned it from a
+        registry that was set back to a backup since. A watcher that is slow gets what it missed from the history, one move
+        after the other. The stream ends without error from time to time; watch again from the last sequence. Errors:
+        QUEUE_FULL, NOT_READY.
         """
+
+    @_abc_1.abstractmethod
+    def PutKeyring(
+        self,
+        request: _registry_pb2.PutKeyringRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.PutKeyringResponse, _abc.Awaitable[_registry_pb2.PutKeyringResponse]]:
+        """Adds the next keyring. The first is one whose roots are the registry's trust root; one that has no trust root takes the
+        first that comes, and gives it up when it gets a trust root that is another. Errors: SIGNATURE_INVALID, KEYRING_STALE
+        (it does not follow the newest one), FIELD_INVALID, QUEUE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def ListKeyrings(
+        self,
+        request: _registry_pb2.ListKeyringsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListKeyringsResponse, _abc.Awaitable[_registry_pb2.ListKeyringsResponse]]:
+        """Keyrings, oldest first: a consumer verifies each with the one before."""
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _registry_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListEventsResponse, _abc.Awaitable[_registry_pb2.ListEventsResponse]]:
+        """Who did what and when, newest first."""
 
     @_abc_1.abstractmethod
     def PutProfile(

@@ -594,6 +594,7 @@ class LoadedSegment(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model by name."""
     version: _builtins.int
@@ -618,6 +619,10 @@ class LoadedSegment(_message.Message):
     """Frames dropped before compute because their deadline had passed."""
     cancelled: _builtins.int
     """Frames dropped before compute because nobody waited for them any more."""
+    withdrawn: _builtins.str
+    """Why this node would not load the version again, such as KEY_REVOKED: it goes on with it until it is replaced. Empty: it
+    would, or verifies nothing.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]:
         """Inputs that a frame must carry; -1 stands for the batch."""
@@ -648,10 +653,11 @@ class LoadedSegment(_message.Message):
         refused: _builtins.int = ...,
         expired: _builtins.int = ...,
         cancelled: _builtins.int = ...,
+        withdrawn: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backlog_ms", b"backlog_ms", "cancelled", b"cancelled", "computed", b"computed", "expired", b"expired", "inputs", b"inputs", "live", b"live", "model", b"model", "outputs", b"outputs", "refused", b"refused", "segment", b"segment", "threads", b"threads", "version", b"version", "waiting", b"waiting", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backlog_ms", b"backlog_ms", "cancelled", b"cancelled", "computed", b"computed", "expired", b"expired", "inputs", b"inputs", "live", b"live", "model", b"model", "outputs", b"outputs", "refused", b"refused", "segment", b"segment", "threads", b"threads", "version", b"version", "waiting", b"waiting", "whole", b"whole", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Contents by digest: the port, and stores behind it."""

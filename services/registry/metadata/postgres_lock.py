@@ -1,0 +1,93 @@
+"""One registry per PostgreSQL database, by a session's advisory lock on a connection of its own.
+
+The lock keeps a second registry from starting; it is not what makes writes safe. When its connection breaks the server lets go
+of it, and another registry may start: that one counts ``state.epoch`` up, and every write of this one compares the epoch in its
+own transaction, under the lock of that row (``postgres_database``). So there is no moment in which both can write.
+
+A second advisory lock does the same for what is not in the database, without stopping writes: whoever removes contents shares it
+in a transaction that compares the epoch, and whoever counts the epoch up must have it alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from services.registry.metadata.database import DatabaseTakenError
+from splitmesh.errors import Reason
+
+_OWNER = 0x73706C69746D6573
+"""The lock's name in the database: "splitmes"."""
+_REMOVALS = _OWNER + 1
+_REMOVALS_WAIT_S = 1.0
+"""Longest uninterrupted wait for the end of a removal: a start can be given up in between."""
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+class PostgresLock:
+    """See the module; every method blocks, and one thread at a time calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+        """Of the lock, or of who waits for it."""
+        self._is_taken = False
+
+    def take(self) -> None:
+        """:class:`DatabaseTakenError` when another registry is running; asked again it uses the same connection."""
+        if self.is_held():
+            return
+        try:
+            if self._connection is None:
+                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                self._connection.execute(text("SET statement_timeout = '10s'"))
+            asked = text("SELECT pg_try_advisory_lock(:key)")
+            self._is_taken = bool(self._connection.execute(asked, {"key": _OWNER}).scalar_one())
+        except DBAPIError:
+            self.let_go()
+            raise
+        if not self._is_taken:
+            raise _taken()
+
+    def is_held(self) -> bool:
+        """Asks the server, on the connection that holds it."""
+        if self._connection is None or not self._is_taken:
+            return False
+        try:
+            self._connection.execute(text("SELECT 1"))
+        except DBAPIError:
+            self.let_go()
+            return False
+        return True
+
+    def let_go(self) -> None:
+        """Ends the connection, and with it the lock; fine when there is none."""
+        if self._connection is not None:
+            connection, self._connection, self._is_taken = self._connection, None, False
+            with suppress(DBAPIError):
+                connection.invalidate()
+            connection.close()
+
+
+def share_removals(connection: Connection) -> None:
+    """Until the transaction ends nobody passes :func:`end_removals`."""
+    connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": _REMOVALS})
+
+
+def end_removals(connection: Connection) -> None:
+    """When it returns nobody shares them, nor can until the transaction ends; :class:`DatabaseTakenError` when somebody does."""
+    connection.execute(text(f"SET LOCAL lock_timeout = {round(_REMOVALS_WAIT_S * 1000)}"))
+    try:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REMOVALS})
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", "") != _LOCK_NOT_AVAILABLE:
+            raise
+        raise _taken() from error
+
+
+def _taken() -> DatabaseTakenError:
+    return DatabaseTakenError(
+        Reason.SERVICE_UNAVAILABLE, "another registry is running on this database", retry_after_s=5.0
+    )

@@ -1,0 +1,1 @@
+"""Contents as bytes: patches between them, plain names. Knows no network."""

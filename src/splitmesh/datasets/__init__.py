@@ -1,0 +1,1 @@
+"""Datasets: manifests, divisions, statistics, files of other tools. Knows no network."""
