@@ -40,7 +40,7 @@ from splitmesh.model.manifest import CALIBRATION
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.model.profile_data import FLOAT_CODEC, QUANTISED_CODEC
 from splitmesh.testing.links import PROFILES, LinkProfile
-from splitmesh.testing.mesh import MODULES, LocalMesh, ProcessLauncher
+from splitmesh.testing.mesh import WITHOUT_FLEET, LocalMesh, ProcessLauncher
 
 HEAD_NODE, TAIL_NODE = "head-1", "tail-1"
 SERVED = "served"
@@ -125,7 +125,7 @@ async def _mesh() -> AsyncIterator[LocalMesh]:
         settings: dict[str, dict[str, str]] = {"head": {"models": SERVED}, "partitioner": {}}
         async with LocalMesh(ProcessLauncher(ROOT, work_dir), work_dir, settings=settings) as mesh:
             # It starts before head and tail, and without a catalogue it must be told where they are.
-            others = [service for service in MODULES if service != "partitioner"]
+            others = [service for service in WITHOUT_FLEET if service != "partitioner"]
             settings["partitioner"]["static_addresses"] = ",".join(f"{name}={mesh.address(name)}" for name in others)
             await mesh.stop("partitioner")
             await mesh.start("partitioner")

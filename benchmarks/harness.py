@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from splitmesh.model.calibration import pack_calibration
 from splitmesh.model.manifest import CALIBRATION
 from splitmesh.model.preprocess import Preprocess
 from splitmesh.testing.links import LinkProfile
-from splitmesh.testing.mesh import LocalMesh, ProcessLauncher
+from splitmesh.testing.mesh import WITHOUT_FLEET, LocalMesh, ProcessLauncher
 
 CUT = "waist"
 """The shipped model's narrow tensor; benchmarks cut there so that they measure the mesh and not the planner."""
@@ -87,10 +87,12 @@ async def deployed_mesh(
     calibration: int = 1000,
     tails: int = 1,
     settings: Mapping[str, Mapping[str, str]] | None = None,
+    services: Collection[str] = WITHOUT_FLEET,
+    cable: bool = False,
 ) -> AsyncIterator[tuple[LocalMesh, list[bytes]]]:
     """Separate processes with the shipped model cut at its waist, an exit attached and a policy in force.
 
-    ``tails`` and ``settings`` are :class:`LocalMesh`'s.
+    ``tails``, ``settings``, ``services`` and ``cable`` are :class:`LocalMesh`'s.
     """
     work_dir = Path(tempfile.mkdtemp(prefix="splitmesh-bench-"))
     preprocess = Preprocess.model_validate_json((SHIPPED_MODEL / "preprocess.json").read_bytes())
@@ -101,7 +103,13 @@ async def deployed_mesh(
     parts[CALIBRATION] = pack_calibration(pictures.calibration)
     try:
         async with LocalMesh(
-            ProcessLauncher(ROOT, work_dir), work_dir, link=link, tails=tails, settings=settings
+            ProcessLauncher(ROOT, work_dir),
+            work_dir,
+            link=link,
+            tails=tails,
+            settings=settings,
+            services=services,
+            cable=cable,
         ) as mesh:
             registry = mesh.registry()
             pushed = await registry.create_version(MODEL, parts, created_by="push")

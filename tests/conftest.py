@@ -31,6 +31,8 @@ def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """What services and commands keep where nobody told them a folder, keyrings above all, is not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        # Measuring what computes a head takes seconds at its first load; who tests that asks for it.
+        patch.setenv("SPLITMESH_BACKENDS", "onnxruntime")
         yield
 
 

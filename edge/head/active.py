@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 
 from edge.head.fitted import Fitted
+from edge.head.memory import Room
 from splitmesh.client.registry import VersionInfo
 from splitmesh.client.segment import SegmentLink
 from splitmesh.kernel.batch_times import BatchTimes
@@ -20,6 +21,7 @@ from splitmesh.model.manifest import Manifest
 from splitmesh.model.rates import RateChooser
 from splitmesh.routing.gate import ESCALATE_ALL, Gate
 from splitmesh.runtime import Session
+from splitmesh.runtime.choices import Choice
 from splitmesh.runtime.timing import LiveTimings
 from splitmesh.tensor import DTYPES
 from splitmesh.tensor.codecs import Codec
@@ -60,6 +62,12 @@ class ActiveModel:
     """Most frames that the session computes together; 1: it computes each alone."""
     priority: int = 0
     """How urgent the model's frames are beside others', 0..9."""
+    choice: Choice | None = None
+    """What computes the session, and what else could; None: not known."""
+    memory_bytes: int = 0
+    """That it takes; an estimate."""
+    room: Room | None = None
+    """What it takes of the host's memory, given back when it is unloaded; None: nobody counts."""
     took: BatchTimes = field(default_factory=BatchTimes)
     """What a frame takes from a worker: decoding, the head, packing."""
     _users: int = 0
@@ -102,6 +110,8 @@ class ActiveModel:
         if self.link is not None:
             await self.link.stop()
         self.session.close()
+        if self.room is not None:
+            self.room.give_back()
 
     async def wait_unused(self) -> None:
         """Return when no frame is on its way through this version."""

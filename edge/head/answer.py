@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from opentelemetry.trace import Span as OtelSpan
 
@@ -29,12 +30,15 @@ from edge.head.fill import (
     fill_from_exit,
     tail_said,
 )
-from edge.head.follow import Models
 from edge.head.frame import FrameAnswer, FrameRequest, StageTimes
+from edge.head.models import Models
 from edge.head.observers import Observers
 from edge.head.perceive import Perceived
 from edge.head.report import Outcomes
 from edge.head.shadows import Shadows
+from edge.head.shares import CpuShares
+from edge.head.trial.others import Others
+from edge.head.trial.trials import Trials
 from edge.head.turns import Turns
 from edge.head.uplink.budget import Budget
 from edge.head.ways import Ways
@@ -61,6 +65,8 @@ class _Frame:
     span: OtelSpan
     arrived_ns: int
     deadline: Deadline
+    aside: bool = False
+    """The version is only tried: it keeps no other frame waiting."""
 
 
 class Answerer:
@@ -74,6 +80,7 @@ class Answerer:
         budget: asked before a frame crosses.
         audits: shown every answer of a sure exit.
         observers: told every frame that passed an exit, once, when it is answered.
+        shares: what each model has of the workers' time; None: all the same.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Answerer:
         budget: Budget,
         audits: Audits,
         observers: Sequence[Observer],
+        shares: CpuShares | None = None,
     ) -> None:
         self._models = models
         self._settings = settings
@@ -94,9 +102,12 @@ class Answerer:
         self._budget = budget
         self._audits = audits
         self._observers = Observers(observers)
-        self._turns = Turns(settings)
+        self._turns = Turns(settings, shares)
         self._margins = Margins(settings.answer_margin_ms)
         self._shadows = Shadows(self._turns, budget)
+        self.others = Others(self._turns, budget)
+        """What versions say of frames that nobody waits for."""
+        self._trials = Trials(self.others, outcomes.refused)
         self._in_progress = 0
 
     async def start(self) -> None:
@@ -105,6 +116,7 @@ class Answerer:
 
     async def stop(self) -> None:
         """Let the worker threads go."""
+        await self._trials.stop()
         await self._shadows.stop()
         self._turns.close()
         await self._margins.stop()
@@ -144,21 +156,39 @@ class Answerer:
                 )
             self._in_progress += 1
             try:
-                ways = self._models.ways(request.model)
-                with ways.current.use() as active:
-                    span.set_attribute(Attr.MODEL, active.info.model)
-                    span.set_attribute(Attr.VERSION, active.info.version)
-                    deadline = Deadline.of(request, self._settings.default_deadline_ms)
-                    return await self._answer(_Frame(request, ways, active, span, arrived_ns, deadline))
+                ways, trial = self._models.ways(request.model), self._models.trial(request.model)
+                deadline = Deadline.of(request, self._settings.default_deadline_ms)
+                by = partial(self._by, request, span, arrived_ns)
+                # Where another version is tried, it answers some frames, and of some both answers are compared afterwards.
+                return await (self._trials.answer(trial, by, request, ways, deadline) if trial else by(ways, deadline))
             finally:
                 self._in_progress -= 1
 
+    async def _by(
+        self,
+        request: FrameRequest,
+        span: OtelSpan,
+        arrived_ns: int,
+        ways: Ways,
+        deadline: Deadline,
+        *,
+        aside: bool = False,
+    ) -> FrameAnswer:
+        """By one version, whatever is switched to meanwhile."""
+        with ways.current.use() as active:
+            span.set_attribute(Attr.MODEL, active.info.model)
+            span.set_attribute(Attr.VERSION, active.info.version)
+            return await self._answer(_Frame(request, ways, active, span, arrived_ns, deadline, aside))
+
     async def _answer(self, frame: _Frame) -> FrameAnswer:
         request, ways, active = frame.request, frame.ways, frame.active
+        ways.asked()
         escalate = request.outputs_needed and not exit_gives_outputs(active)
         try:
             async with asyncio.timeout_at(frame.deadline.expires):
-                seen = await self._turns.perceive(active, request, frame.deadline.expires, escalate=escalate)
+                seen = await self._turns.perceive(
+                    active, request, frame.deadline.expires, escalate=escalate, aside=frame.aside
+                )
         except TimeoutError as error:
             late = f"the head did not get to it in {frame.deadline.total_s * 1e3:.0f} ms"
             raise MeshError(Reason.DEADLINE_EXPIRED, late) from error

@@ -28,8 +28,10 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
 
     data_dir: Path = Field(default_factory=lambda: data_dir_default("head"))
     """Where verified heads, versions and policies are kept, so that a restart needs no other service."""
-    models: str = Field(default="solder-joints", min_length=1)
-    """Models to serve, separated by commas; the first answers requests that name none."""
+    models: str = "solder-joints"
+    """Models to serve, separated by commas; the first answers requests that name none. Empty: only those that are assigned."""
+    max_models: int = Field(default=16, ge=1, le=1000)
+    """Most models that are served at once, those of `models` and those that are assigned."""
     alias: str = Field(default="production", min_length=1)
     """Which alias of each model to follow."""
     tail_service: str = Field(default="tail", min_length=1)
@@ -71,6 +73,16 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
     segment_threads: int = Field(default=0, ge=0, le=256)
     """Threads inside one operator of the head; 0: what gives most frames per second on this host while one frame's head takes
     at most a quarter of `default_deadline_ms`, measured when the first version is loaded."""
+    backends: str = "auto"
+    """What may compute heads, separated by commas: `onnxruntime`, `openvino`, or one by name such as `openvino-cpu`; `auto`: all
+    that are installed. Of several the best for each head is found by measuring when it is first loaded here."""
+    precisions: str = "auto"
+    """Numbers that heads may be computed with, of `fp32`, `bf16` and `fp16`, separated by commas; `auto`: all that this host has
+    and whose answers are those of fp32, within a tolerance."""
+    choice_budget_s: float = Field(default=20.0, gt=0, le=600)
+    """About how long finding the best back end for a head may take, seconds."""
+    memory_reserve_bytes: int = Field(default=256 * 1024**2, ge=0)
+    """Free memory of this host that loading a head must leave, bytes; one that needs more is refused with HOST_TOO_SMALL."""
     priorities: str = ""
     """How urgent the frames of a model are beside other models', here and at tails they share: `solder-joints=5,helmets=1`,
     0 to 9; 0 for a model not named."""
@@ -81,10 +93,20 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
     version that a followed alias stands for never."""
     switch_wait_s: float = Field(default=30.0, ge=0)
     """How long a new version waits for a tail to accept it before the head switches to it all the same, seconds."""
+    trial_labels_s: float = Field(default=30.0, gt=0)
+    """Time between two looks at what was labelled, where a version is tried that is judged by labels, seconds."""
     report_interval_s: float = Field(default=1.0, gt=0)
     """Time between two reports of outcomes to the router, seconds."""
     site: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The site that this head stands in: heads of a site share its uplink's budget, and its name is in the records of samples."""
+    tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The enterprise in whose name records are told to the fleet."""
+    spool_max_records: int = Field(default=100_000, ge=2)
+    """Most reports and records that wait in `data_dir` for a link; then the oldest of those worth least go, and are counted."""
+    spool_max_bytes: int = Field(default=256 * 1024**2, ge=1024**2)
+    """Likewise, bytes."""
+    sample_records: bool = True
+    """Records of kept samples, without their pictures, are told to the fleet; they wait while there is none."""
     max_backlog_ms: float = Field(default=100.0, gt=0)
     """How long a frame may have to wait at the least crowded tail before fewer hard samples are sent there, milliseconds."""
     samples: bool = True
@@ -104,8 +126,8 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
 
     @field_validator("models")
     @classmethod
-    def _some_model(cls, models: str) -> str:
-        if not models.replace(",", " ").strip():
+    def _possible_models(cls, models: str) -> str:
+        if models and not models.replace(",", " ").strip():
             raise ValueError("names no model")
         for name in _split(models):
             _check_name(name)
@@ -158,7 +180,35 @@ class HeadSettings(ReplicaSettings, ProfilingSettings):
             "sample_max_bytes": max(1, self.sample_max_bytes // self.processes),
             "sample_max_records": max(1, self.sample_max_records // self.processes),
             "sample_bytes_per_s": max(1, self.sample_bytes_per_s // self.processes),
+            "spool_max_records": max(2, self.spool_max_records // self.processes),
+            "spool_max_bytes": max(1024**2, self.spool_max_bytes // self.processes),
         }
+
+    @field_validator("backends", "precisions")
+    @classmethod
+    def _some_of(cls, names: str) -> str:
+        if not _split(names) or ("auto" in _split(names) and len(_split(names)) > 1):
+            raise ValueError(f"{names!r} is neither auto nor names")
+        return names
+
+    @field_validator("precisions")
+    @classmethod
+    def _known_precisions(cls, names: str) -> str:
+        if unknown := sorted(set(_split(names)) - {"auto", "fp32", "bf16", "fp16"}):
+            raise ValueError(f"{', '.join(unknown)}: only auto, fp32, bf16 and fp16 can be asked for")
+        return names
+
+    def backend_names(self) -> tuple[str, ...]:
+        """`backends` as a tuple."""
+        return tuple(_split(self.backends))
+
+    def precision_names(self) -> tuple[str, ...]:
+        """`precisions` as a tuple."""
+        return tuple(_split(self.precisions))
+
+    def reference_may(self) -> bool:
+        """onnxruntime may compute heads, with the processor."""
+        return any(name in ("auto", "onnxruntime", "onnxruntime-cpu") for name in self.backend_names())
 
     def usable_cores(self) -> int:
         """`cores`, or those that this process may use."""

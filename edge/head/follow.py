@@ -1,8 +1,9 @@
-"""Follows the registry's alias and keeps the newest loaded version active.
+"""Which version of a model a head answers with: the one it was assigned, else the one that the registry's alias stands for.
 
 What is heard is kept on disk: a head that restarts with the cable cut answers with the last version, by the last policy
 (``policies.py``).
-A new version is verified, loaded, warmed and accepted by a tail before frames go to it; one that is refused changes nothing.
+A new version is verified, loaded, warmed and accepted by a tail before frames go to it; one that is refused changes nothing. How
+that comes about is ``serving/slot.py``'s.
 """
 
 from __future__ import annotations
@@ -13,33 +14,43 @@ from collections.abc import Awaitable, Callable
 
 from edge.head.active import ActiveModel
 from edge.head.config import HeadSettings
-from edge.head.fitted import fetch_fitted
-from edge.head.load import open_head
+from edge.head.memory import HostMemory
 from edge.head.policies import Policies, Told
-from edge.head.ways import Way, Ways, estimator_for
+from edge.head.serving.assignments import Assignment, AssignmentFiles, Held
+from edge.head.serving.bring import Bringer
+from edge.head.serving.pins import ACTIVE, CANDIDATE, PREVIOUS, WANTED, Pins
+from edge.head.serving.slot import Order, Slot
+from edge.head.trial.trial import Trial
+from edge.head.trial.tryout import Tryout
+from edge.head.ways import Ways
 from splitmesh.client.cache import ModelCache
-from splitmesh.client.link_estimate import LinkEstimator
 from splitmesh.client.registry import RegistryClient, VersionInfo
 from splitmesh.client.routing import RoutingClient
-from splitmesh.client.segment import SegmentLink
-from splitmesh.client.trust import is_refusal
-from splitmesh.errors import MeshError, Reason
+from splitmesh.errors import MeshError, field_error
 from splitmesh.kernel.channels import Channels
-from splitmesh.model.alternatives import ALTERNATIVES, AlternativeSet
-from splitmesh.model.hop_codec import hop_codec
-from splitmesh.model.manifest import Manifest
-from splitmesh.model.rates import RateChooser
-from splitmesh.tensor.entropy import RangeCodec
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0
 PAUSE_S = 30.0
-"""Before another try at what only an operator can mend (a full disk, a version that no trusted key signed)."""
+"""Before another try at what only an operator can mend (a full disk, a watch that is refused)."""
 
 
 class ModelFollower:
-    """One model of this head."""
+    """One model of this head.
+
+    Args:
+        model: by name.
+        settings: of the head.
+        channels: know the registry, the router and the tails.
+        registry: has versions and aliases.
+        on_active: awaited when what answers has changed.
+        on_audit_share: hears which share of an exit's answers is to be audited.
+        held: what is on disk about it; None: nothing.
+        changed: called whenever its state has.
+        priority: how urgent its frames are by now; None: as the settings say.
+        workers: how many of this host's workers it can have by now; None: all.
+        memory: what its versions may take; None: what there is.
+    """
 
     def __init__(
         self,
@@ -49,240 +60,281 @@ class ModelFollower:
         registry: RegistryClient,
         on_active: Callable[[], Awaitable[None]],
         on_audit_share: Told,
+        *,
+        held: Held | None = None,
+        changed: Callable[[], None] = lambda: None,
+        priority: Callable[[], int] | None = None,
+        workers: Callable[[], float] | None = None,
+        memory: HostMemory | None = None,
     ) -> None:
-        self._model = model
+        self.model = model
+        """By name."""
         self._on_active = on_active
-        self._settings = settings
-        self._channels = channels
         self._registry = registry
-        self._policies = Policies(
-            settings.data_dir / "policies", RoutingClient(channels), settings.node, on_audit_share
-        )
-        self._cache = ModelCache(settings.data_dir, self._registry, max_bytes=settings.max_cache_bytes)
+        self._settings = settings
+        self._follows = model in settings.model_names()
         self._note = f"{model}@{settings.alias}"
-        self._wanted: VersionInfo | None = None
-        self._kept: int | None = None  # the version that a restart would begin with
-        self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._policy_tasks: list[asyncio.Task[None]] = []
-        self._retiring: set[asyncio.Task[None]] = set()
-        self.ways: Ways | None = None
+        self._files = AssignmentFiles(settings.data_dir / "assignments")
+        self._told = changed
+        self._cache = ModelCache(settings.data_dir, registry, max_bytes=settings.max_cache_bytes)
+        self.pins = Pins(model, settings.alias, self._cache)
+        """What stays in the cache."""
+        policies = Policies(settings.data_dir / "policies", RoutingClient(channels), settings.node, on_audit_share)
+        priority = priority or (lambda: settings.priority_of(model))
+        workers = workers or (lambda: settings.workers)
+        self.bringer = Bringer(
+            model, settings, channels, self._cache, policies, priority, workers, memory or HostMemory()
+        )
+        """Brings versions of the model into memory."""
+
+        def slot(beside: Callable[[int], Slot | None]) -> Slot:
+            return Slot(
+                model,
+                settings,
+                self.bringer,
+                policies,
+                find=self.find,
+                changed=changed,
+                settled=self._settled,
+                beside=beside,
+                answering=self._answering,
+            )
+
+        self.serving = slot(self._candidate_of)
+        """The version that answers."""
+        self.candidate = slot(lambda version: None)
+        """The one that is tried."""
+        self.held = held
+        """What it was assigned, as it is on disk; None: never anything."""
+        self.tryout = Tryout(self.serving, self.candidate, self.pins.name(CANDIDATE), changed)
+        """The trial of the one beside the other."""
+        self._heard: VersionInfo | None = None  # what the alias stands for
+        self._kept: int | None = None  # the version that a restart would begin with, following the alias
+        self._active: list[VersionInfo] = []  # what was pinned as the one that answers
+        self._changing = asyncio.Lock()
+        self._to_keep = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    @property
+    def ways(self) -> Ways | None:
         """The version to answer with, in one way or several; None until one is loaded."""
+        return None if self.serving.loaded is None else self.serving.loaded.ways
+
+    @property
+    def trial(self) -> Trial | None:
+        """What is tried now; None: nothing, or it is not loaded yet."""
+        return self.tryout.trial
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """What it was told; None: it follows its alias."""
+        return None if self.held is None else self.held.assignment
 
     async def start(self) -> None:
         """Begin to follow; returns when the version on disk, if any, is active."""
-        known = await self._cache.recall(self._note)
-        if known is not None:
-            try:
-                await self._activate(known, wait_for_tail=False)
-                self._kept = known.version
-            except MeshError as error:
-                log.warning("the version on disk cannot be used: %s", error)
-        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._apply())]
+        await self._begin()
+        self.serving.start()
+        self.candidate.start()
+        self._keeping = asyncio.create_task(self._keep_for_ever())
+        if self.assignment is not None:
+            self._direct(self.assignment)
+        elif self._follows:
+            self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         """Stop following and unload."""
-        tasks = [*self._tasks, *self._policy_tasks]
+        self.tryout.stop()
+        tasks = [task for task in (self._watching, self._keeping) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-        if self.ways is not None:
-            await self.ways.retire()
-            self.ways = None
+        await asyncio.gather(self.candidate.stop(), self.serving.stop())
+
+    async def assign(self, assignment: Assignment) -> None:
+        """From now on as it says; on disk when it returns.
+
+        One with a lower generation changes nothing. MeshError STORAGE_FULL; FIELD_INVALID for another one of the same generation.
+        """
+        async with self._changing:
+            held = self.held
+            if held is not None and assignment.generation <= held.generation:
+                if held.assignment == assignment:
+                    self._direct(assignment)
+                if assignment.generation < held.generation or held.assignment in (None, assignment):
+                    return
+                raise field_error(
+                    "assignment.generation",
+                    f"{assignment.generation} was given to another assignment of this model before",
+                )
+            loaded = self.serving.loaded
+            # What is on disk about the version that answers, if anything: whoever keeps that may be a switch behind.
+            active = (0 if held is None else held.active) or (0 if loaded is None else loaded.info.version)
+            await self._hold(
+                Held(
+                    model=self.model,
+                    generation=assignment.generation,
+                    assignment=assignment,
+                    active=active,
+                    previous=0 if held is None else held.previous,
+                )
+            )
+            # Before anything is waited for: an order that is on disk is followed, whoever asked for it goes away.
+            self._direct(assignment)
+            await self._watch_no_more()
+
+    async def withdraw(self, generation: int) -> bool:
+        """The assignment ends; whether it did: one of a higher generation goes on. MeshError STORAGE_FULL."""
+        async with self._changing:
+            if self.held is not None and generation < self.held.generation:
+                return False
+            await self._hold(Held(model=self.model, generation=generation, assignment=None))
+            self.tryout.direct(None)
+            if not self._follows:
+                self.serving.want(None)
+                await self.pins.forget_all()
+                return True
+            if self._watching is None:
+                known = await self._cache.recall(self._note)
+                if known is not None:
+                    self._hear(known)
+                self._watching = asyncio.create_task(self._watch())
+            return True
+
+    async def find(self, version: int) -> VersionInfo:
+        """By number: from this disk where it is known, else from the registry."""
+        return await self.pins.find(version) or await self._cache.version(self.model, version)
+
+    def set_priority(self, priority: int) -> None:
+        """Of the frames from now on; at tails, of the streams that are opened from now on."""
+        for slot in (self.serving, self.candidate):
+            for active in slot.loaded.ways.all if slot.loaded is not None else ():
+                active.priority = priority
+
+    def look_again(self) -> None:
+        """What could not be had may be had now: another policy holds."""
+        for slot in (self.serving, self.candidate):
+            slot.again()
+
+    async def _activate(self, version: VersionInfo, *, wait_for_tail: bool) -> None:
+        wait_s = self._settings.switch_wait_s if wait_for_tail else 0.0
+        await self.serving.activate(version, wait_s=wait_s, note=self._note)
+
+    async def _begin(self) -> None:
+        """With the first of what is on disk that can be used: a head that restarts has to answer with the cable cut, so it
+        waits for no tail."""
+        versions: list[VersionInfo | None] = []
+        if self.held is not None and self.held.assignment is not None:
+            numbers = (self.held.active, self.held.assignment.version, self.held.previous)
+            versions += [await self.pins.find(number) for number in dict.fromkeys(numbers) if number]
+        heard = await self._cache.recall(self._note) if self._follows else None
+        for version in (*versions, heard):
+            if version is None:
+                continue
+            try:
+                await self._activate(version, wait_for_tail=False)
+            except Exception as error:  # whatever it is: the next one may do, and what is wanted is tried again
+                unforeseen = not isinstance(error, MeshError)
+                log.warning("the version on disk cannot be used: %s", error, exc_info=unforeseen)
+            else:
+                if version is heard:
+                    self._kept = version.version
+                await self._on_active()
+                return
+
+    def _direct(self, assignment: Assignment) -> None:
+        """Both places, as assigned."""
+        self.serving.want(
+            Order(
+                assignment.version,
+                require_tail=assignment.require_tail,
+                note=self.pins.name(WANTED),
+                generation=assignment.generation,
+            )
+        )
+        self.tryout.direct(assignment)
+
+    def _candidate_of(self, version: int) -> Slot | None:
+        loaded = self.candidate.loaded
+        return self.candidate if loaded is not None and loaded.info.version == version else None
+
+    def _settled(self) -> None:
+        self.tryout.settled(self.assignment)
+        self._to_keep.set()
+
+    def _answering(self) -> ActiveModel | None:
+        return None if self.ways is None else self.ways.current
 
     async def _watch(self) -> None:
         while True:
             try:
-                async for version in self._registry.watch_alias(self._model, self._settings.alias):
+                async for version in self._registry.watch_alias(self.model, self._settings.alias):
                     if version is not None:
-                        self._wanted = version
-                        self._changed.set()
+                        self._hear(version)
             except Exception as error:
                 unforeseen = not isinstance(error, MeshError)
                 log.error("%s cannot be followed; again in %.0f s: %s", self._note, PAUSE_S, error, exc_info=unforeseen)
             await asyncio.sleep(PAUSE_S)
 
-    async def _apply(self) -> None:
+    async def _watch_no_more(self) -> None:
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def _hear(self, version: VersionInfo) -> None:
+        self._heard = version
+        if self.assignment is not None:
+            return  # it goes before what the alias says
+        self.serving.want(Order(version.version, version, note=self._note))
+
+    async def _hold(self, held: Held) -> None:
+        await asyncio.to_thread(self._files.write, held)
+        self.held = held
+
+    async def _keep_for_ever(self) -> None:
+        """On disk what answers now, whenever that has changed."""
         while True:
-            await self._changed.wait()
-            self._changed.clear()
-            wanted = self._wanted
-            if wanted is None:
-                continue
+            await self._to_keep.wait()
+            self._to_keep.clear()
+            await self._on_active()
             try:
-                if self.ways is None or not _is_number_of(self.ways.all[0].info, wanted):
-                    await self._activate(wanted, wait_for_tail=True)
+                async with self._changing:
+                    await self._keep()
             except Exception as error:
-                # Whatever it is (a full disk, an artefact that nobody foresaw): the head goes on with what it has.
                 unforeseen = not isinstance(error, MeshError)
                 log.warning(
-                    "%s version %d cannot be used yet: %s", wanted.model, wanted.version, error, exc_info=unforeseen
-                )
-                pause_s = PAUSE_S if is_refusal(error) else RETRY_S
-                asyncio.get_running_loop().call_later(pause_s, self._changed.set)
-            else:
-                await self._keep(wanted)
+                    "what is active of %s is not kept, and a restart would not know it; again in %.0f s: %s",
+                    self.model, PAUSE_S, error, exc_info=unforeseen,
+                )  # fmt: skip
+                asyncio.get_running_loop().call_later(PAUSE_S, self._to_keep.set)
 
-    async def _keep(self, version: VersionInfo) -> None:
-        if version.version == self._kept:
+    async def _keep(self) -> None:
+        loaded, candidate = self.serving.loaded, self.candidate.loaded
+        if loaded is None:
             return
-        try:
-            await self._cache.remember(version, self._note)
-        except MeshError as error:
-            log.warning(
-                "%s version %d is active but a restart would not know it; again in %.0f s: %s",
-                version.model, version.version, PAUSE_S, error,
-            )  # fmt: skip
-            asyncio.get_running_loop().call_later(PAUSE_S, self._changed.set)
-        else:
-            self._kept = version.version
-
-    async def _activate(self, version: VersionInfo, *, wait_for_tail: bool) -> None:
-        """Load, connect, switch; the old version goes when its last frame is answered.
-
-        A head that restarts with what it knew does not wait for a tail: it has to answer with the cable cut.
-        """
-        if ALTERNATIVES in version.artifacts:
-            planned = AlternativeSet.from_json(await self._cache.part(version, ALTERNATIVES))
-            fresh = await self._load_ways(version, planned, wait_for_tail=wait_for_tail)
-        else:
-            estimator = estimator_for(None)
-            fresh = Ways.only(await self._load(version, estimator, wait_for_tail=wait_for_tail), estimator)
-        old, self.ways = self.ways, fresh
-        fresh.start()
-        log.info("%s version %d is active", version.model, version.version)
-        await self._on_active()
-        for task in self._policy_tasks:
-            task.cancel()
-        self._policy_tasks = [
-            asyncio.create_task(self._policies.follow(active))
-            for active in fresh.all
-            if active.manifest.exit is not None
-        ]
-        if old is not None:
-            retiring = asyncio.create_task(old.retire())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
-
-    async def _load_ways(self, version: VersionInfo, planned: AlternativeSet, *, wait_for_tail: bool) -> Ways:
-        estimator = estimator_for(planned)
-        loaded: list[Way] = []
-        try:
-            for entry in planned.alternatives:
-                info = version
-                if entry.version:
-                    info = await self._cache.version(version.model, entry.version)
-                    # Under a name, so that the cache never drops its parts: a restart may have no registry.
-                    await self._cache.remember(info, f"{self._note}.{len(loaded)}")
-                # Tails load every way's segments at the same time: waiting for the first is waiting for all.
-                wait = wait_for_tail and not loaded
-                active = await self._load(info, estimator, wait_for_tail=wait)
-                # What this host takes is known better now than when the list was made.
-                update = {} if active.idle_ms is None else {"edge_ms": active.idle_ms}
-                loaded.append(Way(active, entry.model_copy(update=update)))
-        except BaseException:
-            await asyncio.gather(*(way.active.retire() for way in loaded))
-            raise
-        return Ways(loaded, estimator, workers=self._settings.workers)
-
-    async def _load(self, version: VersionInfo, estimator: LinkEstimator, *, wait_for_tail: bool) -> ActiveModel:
-        """Fetched, warmed, connected, with the policy last heard."""
-        manifest = await self._cache.manifest(version)
-        coder = await self._coder(version, manifest)
-        fitted = await fetch_fitted(self._cache, version, manifest)
-        opened = await open_head(self._cache, version, manifest, self._settings, threads=self._threads())
-        priority = self._settings.priority_of(self._model)
-        link, rates = None, None
-        if coder is not None and manifest.split is not None and manifest.split.coding is not None:
-            sizes = [rate.wire_bytes for rate in manifest.split.coding.rates]
-            rates = RateChooser(sizes, self._settings.link_budget_ms)
-        if manifest.split is not None:
-            link = SegmentLink(
-                self._channels,
-                version.model,
-                version.version,
-                self._settings.node,
-                service=self._settings.tail_service,
-                estimator=estimator,
-                priority=priority,
-                wire=[tensor.spec() for tensor in manifest.split.wire],
-                policy=self._settings.link_policy(),
-            )
-        fresh = ActiveModel(
-            version,
-            manifest,
-            opened.session,
-            link,
-            idle_ms=opened.idle_ms,
-            live=opened.live,
-            coder=coder,
-            rates=rates,
-            threads=opened.threads,
-            company=opened.company,
-            priority=priority,
-            fitted=fitted,
-        )
-        try:
-            await self._prepare(fresh, wait_for_tail=wait_for_tail)
-        except BaseException:
-            await fresh.retire()
-            raise
-        return fresh
-
-    def _threads(self) -> int:
-        """Threads inside an operator of the next head; 0: to be measured, which is not done beside this model's frames."""
-        if self._settings.segment_threads or self.ways is None:
-            return self._settings.segment_threads
-        return self.ways.current.threads
-
-    async def _coder(self, version: VersionInfo, manifest: Manifest) -> RangeCodec | None:
-        """What codes the features, where the version brings tables for it."""
-        if manifest.split is None or manifest.split.coding is None:
-            return None
-        content = await self._cache.part(version, manifest.split.coding.artifact)
-        # In a thread: frames of the version before must not wait for it.
-        return await asyncio.to_thread(hop_codec, manifest.split, manifest.split.coding, content)
-
-    async def _prepare(self, fresh: ActiveModel, *, wait_for_tail: bool) -> None:
-        """The last known policy, and streams to the tails."""
-        await self._policies.recall(fresh)
-        if fresh.link is None:
+        held, version = self.held, loaded.info.version
+        if held is None or held.assignment is None:
+            heard = self._heard
+            if heard is not None and heard.version == version and version != self._kept:
+                await self._cache.remember(heard, self._note)
+                self._kept = version
+            if held is not None and heard is not None and heard.version == version:
+                await self.pins.forget_all()
+                self._active = []
             return
-        await fresh.link.start()
-        if wait_for_tail and not await fresh.link.wait_accepted(self._settings.switch_wait_s):
-            log.warning("no tail accepts %s version %d; switching all the same", self._model, fresh.info.version)
-
-
-def _is_number_of(active: VersionInfo, wanted: VersionInfo) -> bool:
-    if wanted.version == active.version and not wanted.same_as(active):
-        log.error(
-            "%s version %d in the registry is not the one that is loaded here: it was set back to a backup and has given the "
-            "number anew; what is loaded goes on, register the version again under another number",
-            wanted.model, wanted.version,
-        )  # fmt: skip
-    return wanted.version == active.version
-
-
-class Models:
-    """All models of this head."""
-
-    def __init__(self, followers: dict[str, ModelFollower]) -> None:
-        self._followers = followers
-        self._first = next(iter(followers))
-
-    def ways(self, model: str) -> Ways:
-        """The version to answer with; MODEL_NOT_FOUND, or NOT_READY while none is loaded."""
-        follower = self._followers.get(model or self._first)
-        if follower is None:
-            raise MeshError(Reason.MODEL_NOT_FOUND, f"this head serves {', '.join(self._followers)}, not {model!r}")
-        if follower.ways is None:
-            raise MeshError(
-                Reason.NOT_READY, f"no version of {model or self._first!r} is loaded yet", retry_after_s=RETRY_S
-            )
-        return follower.ways
-
-    def loaded(self) -> list[ActiveModel]:
-        """Every version in memory that answers, in all its ways."""
-        loaded = [follower.ways for follower in self._followers.values() if follower.ways is not None]
-        return [active for ways in loaded for active in ways.all]
+        if candidate is not None:
+            await self.pins.keep(CANDIDATE, candidate.infos())
+        elif held.assignment.trial is None:
+            await self.pins.forget(CANDIDATE)
+        before = held.active
+        if before and before != version:
+            earlier = self._active or [info for info in [await self.pins.find(before)] if info is not None]
+            await self.pins.keep(PREVIOUS, earlier)
+        await self.pins.keep(ACTIVE, loaded.infos())
+        self._active = loaded.infos()
+        if version == held.assignment.version:
+            await self.pins.forget(WANTED)  # what it stood for is kept as what answers
+        if before != version:
+            await self._hold(held.model_copy(update={"active": version, "previous": before}))
+            self._told()

@@ -55,6 +55,8 @@ class FrameRequest:
     model: str = ""
     """Empty: the head's first one."""
     camera_id: str = ""
+    stream: str = ""
+    """Names the stream that it came in, among those of this process; empty: it came by itself."""
     frame_id: int = 0
     deadline_ms: int = 0
     """From arrival; 0: the head's default."""

@@ -25,10 +25,12 @@ _ANSWERED_BY = {who: pb.AnsweredBy.Value(f"ANSWERED_BY_{who.value}") for who in 
 _WHY = {why: routing_pb2.RouteReason.Value(f"ROUTE_REASON_{why.value}") for why in Why}
 
 
-def frame_from_message(request: pb.InferRequest, blobs: Sequence[Buffer], *, waited_ms: float = 0.0) -> FrameRequest:
+def frame_from_message(
+    request: pb.InferRequest, blobs: Sequence[Buffer], *, waited_ms: float = 0.0, stream: str = ""
+) -> FrameRequest:
     """The request as a frame; MeshError for one without an input or with a tensor of an unknown type.
 
-    ``blobs`` are its large fields; ``waited_ms`` is how long ago it came.
+    ``blobs`` are its large fields; ``waited_ms`` is how long ago it came; ``stream`` names what it came in.
     """
     match request.WhichOneof("input"):
         case "image":
@@ -44,6 +46,7 @@ def frame_from_message(request: pb.InferRequest, blobs: Sequence[Buffer], *, wai
         content=content,
         model=request.model,
         camera_id=request.camera_id,
+        stream=stream,
         frame_id=request.frame_id,
         deadline_ms=request.deadline_ms,
         traceparent=request.traceparent,

@@ -15,8 +15,8 @@ import numpy as np
 from edge.head.active import ActiveModel
 from edge.head.answer import Answerer
 from edge.head.config import HeadSettings
-from edge.head.follow import Models
 from edge.head.frame import FrameAnswer, FrameRequest, Picture, StageTimes, Tensors
+from edge.head.models import Models
 from edge.head.scores import ScoreForms, as_output
 from edge.head.ways import Ways
 from splitmesh.errors import MeshError, Reason, field_error
@@ -43,8 +43,9 @@ class HeadBackend:
         """What was said last of each model, and of which version, in all its ways, it was true."""
 
     async def ready(self) -> bool:
-        """Whether a version of every model is loaded."""
-        return all(one.ready for one in await self.index())
+        """Whether a version of every model is loaded, and there is one."""
+        index = await self.index()
+        return bool(index) and all(one.ready for one in index)
 
     async def served(self, model: str, version: str) -> Served:
         """The active version; a head answers with no other. MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_READY."""
@@ -106,9 +107,9 @@ class HeadBackend:
         return {way.info.version for way in told[0].all}
 
     async def index(self) -> Sequence[Listed]:
-        """The models of the head's settings."""
+        """The models of the head's settings, and those that it was assigned."""
         listed = []
-        for name in sorted(self._settings.model_names()):
+        for name in sorted(self._models.names()):
             try:
                 listed.append(Listed(name, str(self._models.ways(name).all[0].info.version), ready=True))
             except MeshError as error:
@@ -116,14 +117,14 @@ class HeadBackend:
         return listed
 
     async def load(self, model: str) -> None:
-        """Nothing to do for a model of the settings that is loaded; MODEL_NOT_FOUND, NOT_READY."""
+        """Nothing to do for a model that is loaded; MODEL_NOT_FOUND, NOT_READY."""
         if not model:
             raise field_error("model_name", "is empty")
         self._models.ways(model)
 
     async def unload(self, model: str) -> None:
-        """UNIMPLEMENTED: cameras rely on the models of the settings."""
-        raise MeshError(Reason.UNIMPLEMENTED, "which models a head serves is its setting `models`")
+        """UNIMPLEMENTED: cameras rely on the models that are here."""
+        raise MeshError(Reason.UNIMPLEMENTED, "which models a head serves is its setting `models`, or assigned")
 
     def _frame(self, served: Served, call: Call, sample: int) -> FrameRequest:
         options = call.options

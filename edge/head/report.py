@@ -1,9 +1,11 @@
 """Tells the router what became of each sample, in reports that can be repeated but count once: counts, some of the samples in a
 few numbers, what the audits say, and how crowded the version's tails are by then.
 
-Counts merge and samples are drawn, so memory stays bounded while the router is away; a report is dropped only when it was
-acknowledged, or when the router will never take it. What is counted and drawn is ``tally.py``'s and ``sights.py``'s.
-"""
+A report is on disk before it is sent, at the latest one interval after what it counts, and goes when it was acknowledged, or
+when the router will never take it: a head that is killed tells in its next life what it had counted, once. While the router
+is away counts merge and samples are drawn, so that one report of a version that nobody has tried to send yet waits, however
+long that takes. Where the disk takes nothing, reports are kept in memory. What is counted and drawn is ``tally.py``'s and
+``sights.py``'s, the disk ``spooling.py``'s."""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from uuid import uuid4
 
 import numpy as np
 
@@ -21,16 +23,21 @@ from edge.head.active import ActiveModel
 from edge.head.audits import AUDIT_S, key_of
 from edge.head.decided import Decided, TailSaid
 from edge.head.sights import Seen
+from edge.head.spooling import OUTCOMES, Delivery, Journal
 from edge.head.tally import Report, Tally
 from splitmesh.client.registry import VersionInfo
 from splitmesh.client.routing import RoutingClient, UplinkLoad
 from splitmesh.errors import MeshError, Reason
 from splitmesh.routing.audit import Counts, Stratum
 from splitmesh.routing.costs import NO_ANSWER
+from splitmesh.spool.spool import Spool
+from splitmesh.spool.values import Record
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
+NEVER = frozenset({Reason.FIELD_INVALID})
+"""Why a router will never take a report."""
 Loaded = Callable[[], Iterable[ActiveModel]]
 Drain = Callable[[str, int], Mapping[Stratum, Counts]]
 
@@ -40,8 +47,8 @@ EARLY_S = 0.25
 """Between two looks at whether something has to be told at once."""
 CROWDED, CROWDED_MS = 1.5, 10.0
 """A back-log that has grown by this factor, and by so much, since the router heard of it has to be."""
-LONGEST_WAIT_S = 30.0
-"""Most that a router which takes no report may ask for."""
+WAITS_S = (0.2, 2.0, 30.0)
+"""Before a report that was not taken is sent again: at first, later, and at most where the router asks for more."""
 AWAIT_S = AUDIT_S + 0.5
 """How long what an audit says of a frame may still come."""
 MOST_VERSIONS = 64
@@ -64,6 +71,7 @@ class Outcomes:
         interval_s: between two reports of a version.
         loaded: gives the versions in memory, whose links say how crowded their tails are.
         drain: gives a version's audits since it was last asked.
+        spools: where reports are kept until they are acknowledged; each one is asked where those before it take nothing.
         random_: draws which frames are told.
         clock: seconds, never set back.
     """
@@ -76,8 +84,10 @@ class Outcomes:
         loaded: Loaded = tuple,
         drain: Drain = no_audits,
         *,
+        spools: Sequence[Spool],
         random_: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._loaded = loaded
         self._drain = drain
@@ -86,28 +96,47 @@ class Outcomes:
         self._interval_s = interval_s
         self._random = random_ or random.Random()
         self._clock = clock
-        self._boot_id = uuid4().hex
-        self._sequence = 0
+        self._now = now
+        self._journals = [Journal(spool, self._random, clock) for spool in spools]
+        self._deliveries = [
+            Delivery(journal.spool, OUTCOMES, self._hand_over(journal), NEVER, waits_s=WAITS_S, most=1)
+            for journal in self._journals
+        ]
         self._tallies: dict[Key, Tally] = {}
-        self._unacknowledged: list[Report] = []
         self._backlog_told_ms: dict[Key, float] = {}
         self._urgent = False
-        self._task: asyncio.Task[None] | None = None
+        self._unkept: dict[Key, Report] = {}
+        """Counted, and not kept yet."""
+        self._stopping = asyncio.Event()
+        self._reporting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to report."""
-        self._task = asyncio.create_task(self._loop())
+        """Begin to report, first what was left by the life before."""
+        self._stopping.clear()
+        self._reporting = asyncio.create_task(self._loop())
+        self._tasks = [asyncio.create_task(one.run()) for one in self._deliveries]
 
     async def stop(self) -> None:
-        """Report what is left, once."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Report what is left, once; what the router does not take is told in the next life."""
+        reporting = self._reporting
+        if reporting is not None:
+            self._stopping.set()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             try:
                 async with asyncio.timeout(LAST_REPORT_S):
-                    await self._send()
+                    # Never cancelled while the disk answers: what it has drained is nowhere else.
+                    await asyncio.shield(reporting)
+                    await asyncio.gather(*(one.turn() for one in self._deliveries))
             except TimeoutError:
-                log.warning("the last outcomes were not reported: the router does not answer")
+                log.warning("the last outcomes were not reported: router or disk does not answer")
+            except MeshError as error:
+                log.warning("the last outcomes were not reported: %s", error)
+            finally:
+                reporting.cancel()
+                await asyncio.gather(reporting, return_exceptions=True)
 
     def edge_exit(self, version: VersionInfo) -> None:
         """A confident exit answered."""
@@ -177,22 +206,25 @@ class Outcomes:
         )
 
     async def _loop(self) -> None:
-        asked_s = 0.0
-        while True:
-            await self._until_due(max(self._interval_s, asked_s))
+        is_last = False
+        while not is_last:
+            await self._until_due(self._interval_s)
+            is_last = self._stopping.is_set()  # before it is noted: what was counted by now is
             try:
-                asked_s = await self._send()
+                await self._note()
             except Exception:
-                # The counts stay; a reporter that ended here would be missed by nobody but the operator.
-                log.exception("reporting outcomes failed unexpectedly; trying again")
+                # A reporter that ended here would be missed by nobody but the operator.
+                log.exception("noting outcomes failed unexpectedly; trying again")
 
     async def _until_due(self, wait_s: float) -> None:
         """Wait, but not where something new has to be told at once; what the router does not take is nothing new."""
         loop = asyncio.get_running_loop()
         due = loop.time() + wait_s
-        while (left_s := due - loop.time()) > 0:
-            await asyncio.sleep(min(left_s, EARLY_S))
-            if not self._unacknowledged and (self._urgent or self._crowded()):
+        while (left_s := due - loop.time()) > 0 and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, EARLY_S)):
+                    await self._stopping.wait()
+            if not any(one.behind for one in self._deliveries) and (self._urgent or self._crowded()):
                 return
 
     def _crowded(self) -> bool:
@@ -204,44 +236,66 @@ class Outcomes:
                 return True
         return False
 
-    async def _send(self) -> float:
-        """Everything there is to tell, as far as the router takes it; for how many seconds it asks not to be told more."""
-        if not self._unacknowledged:
-            # While reports are refused, what is new gathers in the tallies: at most one report per version waits.
-            self._gather()
-        while self._unacknowledged:
-            report = self._unacknowledged[0]
-            try:
-                await self._tell(report)
-            except MeshError as error:
-                if error.reason is not Reason.FIELD_INVALID:
-                    log.warning("outcomes are kept until the router takes them: %s", error)
-                    return min(error.retry_after_s or 0.0, LONGEST_WAIT_S)
-                log.error("outcomes of %s v%d are dropped: %s", report.model, report.version, error)
-            self._unacknowledged.pop(0)
-        return 0.0
+    async def _note(self) -> None:
+        """Everything that was counted since the last time is kept."""
+        for report in self._gathered():
+            key = (report.model, report.version)
+            before = self._unkept.get(key)
+            self._unkept[key] = report if before is None else before.plus(report, self._random)
+        # Together: they share a sync, and none waits for the others' at a stop.
+        await asyncio.gather(*(self._keep(key) for key in list(self._unkept)))
 
-    def _gather(self) -> None:
+    async def _keep(self, key: Key) -> None:
+        report = self._unkept.pop(
+            key
+        )  # first: one that is cancelled meanwhile may be kept, and must not be counted twice
+        try:
+            for journal, delivery in zip(self._journals, self._deliveries, strict=True):
+                if await journal.keep(report):
+                    delivery.wake()
+                    return
+        except Exception:
+            log.exception("outcomes of %s v%d are lost: they cannot be written", *key)
+            return
+        self._unkept[key] = report
+        log.error("outcomes of %s v%d wait: neither disk nor memory takes them", *key)
+
+    def _gathered(self) -> list[Report]:
         self._urgent = False
         now, crowd = self._clock(), len(self._tallies) > MOST_VERSIONS
+        found = []
         for (model, version), tally in list(self._tallies.items()):
-            report = tally.drain(self._sequence + 1, model, version, self._drain(model, version), now)
+            report = tally.drain(model, version, self._drain(model, version), now)
             if report is not None:
-                self._sequence += 1
-                self._unacknowledged.append(report)
+                found.append(report)
             elif crowd:
                 del self._tallies[model, version]
                 self._backlog_told_ms.pop((model, version), None)
+        return found
 
-    async def _tell(self, report: Report) -> None:
+    def _hand_over(self, journal: Journal) -> Callable[[Sequence[Record]], Awaitable[None]]:
+        async def hand_over(records: Sequence[Record]) -> None:
+            for record in records:
+                await self._tell(record, record.boot_id == journal.spool.boot_id)
+                journal.told(record)
+
+        return hand_over
+
+    async def _tell(self, record: Record, of_this_life: bool) -> None:
+        waited_s = (self._now() - record.time).total_seconds()
+        try:
+            # Another life's clock says nothing; the host's may have been set.
+            report = Report.from_json(record.body, None if of_this_life else self._clock() - max(0.0, waited_s))
+        except ValueError as error:
+            raise MeshError(Reason.FIELD_INVALID, str(error)) from error
         load = self._load(report.model, report.version)
         await self._routing.report_outcomes(
             report.model,
             report.version,
             report.counts,
             node=self._node,
-            boot_id=self._boot_id,
-            sequence=report.sequence,
+            boot_id=record.boot_id,
+            sequence=record.sequence,
             load=load,
             sights=report.sights(self._clock()),
             sights_left_out=report.left_out,

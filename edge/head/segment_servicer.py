@@ -7,7 +7,7 @@ from typing import Any
 
 from edge.head.active import ActiveModel
 from edge.head.config import HeadSettings
-from edge.head.follow import Models
+from edge.head.models import Models
 from splitmesh.api.segment.v1 import segment_pb2, segment_pb2_grpc
 from splitmesh.client.registry_trust import Withdrawn
 from splitmesh.errors import MeshError, Reason

@@ -5,7 +5,7 @@ Knows sessions, exits and the gate. What an answer looks like is ``answer.py``'s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge.head.together import Together
@@ -13,48 +13,12 @@ from splitmesh.model.manifest import ExitInfo, Manifest
 from splitmesh.routing.finding import FINDINGS
 from splitmesh.routing.gate import Gate, Verdict
 from splitmesh.runtime import Session
-from splitmesh.tensor.spec import Array, TensorSpec
+from splitmesh.runtime.pieces import Pieces, run_piece
+from splitmesh.tensor.spec import Array
 
 
-class StagedHead:
-    """A head whose pieces run one after the other; as a session it gives what the head in one piece gives.
-
-    A piece takes by name what the input and the pieces before it gave.
-    """
-
-    def __init__(self, stages: Sequence[Session]) -> None:
-        self.stages = tuple(stages)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The head's: what a piece takes and none before it gave."""
-        given, needed = set[str](), dict[str, TensorSpec]()
-        for stage in self.stages:
-            needed |= {spec.name: spec for spec in stage.inputs if spec.name not in given | needed.keys()}
-            given |= {spec.name for spec in stage.outputs}
-        return tuple(needed.values())
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Of every piece; some only feed the next one."""
-        return tuple({spec.name: spec for stage in self.stages for spec in stage.outputs}.values())
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        """Of the first piece; all are opened the same way."""
-        return self.stages[0].providers
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All pieces."""
-        tensors = dict(feeds)
-        for stage in self.stages:
-            tensors |= _run(stage, tensors)
-        return tensors
-
-    def close(self) -> None:
-        """All pieces."""
-        for stage in self.stages:
-            stage.close()
+class StagedHead(Pieces):
+    """A head whose pieces run one after the other; as a session it gives what the head in one piece gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +52,7 @@ def run_head(
         return HeadRun(outputs, outputs[exits[-1].output], 0, verdict, complete=True, waited_ms=waited_ms)
     tensors, last = dict(feeds), len(exits) - 1
     for number, (stage, exit_) in enumerate(zip(session.stages, exits, strict=True)):
-        tensors |= _run(stage, tensors)
+        tensors |= run_piece(stage, tensors)
         verdict = judged(manifest, exit_, gate, tensors, camera=camera, asked=escalate)
         if verdict.sure or number == last:
             kept = {name: tensors[name] for name in _given_by(manifest) if name in tensors}
@@ -123,7 +87,3 @@ def judged(
 
 def _given_by(manifest: Manifest) -> list[str]:
     return [] if manifest.split is None else [info.name for info in manifest.split.head.outputs]
-
-
-def _run(stage: Session, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    return stage.run({spec.name: tensors[spec.name] for spec in stage.inputs})

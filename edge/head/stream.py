@@ -7,9 +7,11 @@ up is ``kernel/streams.py``.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from edge.head.answer import Answerer
 from edge.head.config import HeadSettings
@@ -45,6 +47,7 @@ class FrameStreams:
         self._answerer = answerer
         self._settings = settings
         self._drain = drain
+        self._numbers = itertools.count(1)
 
     async def serve(self, requests: Requests) -> AsyncGenerator[Response]:
         """Accept, then answer until the client has sent its last frame or the node drains."""
@@ -52,7 +55,7 @@ class FrameStreams:
             accepted=pb.StreamAccepted(credit=self._settings.credit, max_frame_bytes=self._settings.max_frame_bytes)
         )
         stream: FrameStream[_Asked, Response] = FrameStream(
-            self._answer,
+            partial(self._answer, str(next(self._numbers))),
             self._refuse,
             frame_id=lambda asked: asked.request.frame_id,
             credit=self._settings.credit,
@@ -95,10 +98,10 @@ class FrameStreams:
             concurrency=min(self._settings.live_frames, self._settings.credit),
         )
 
-    async def _answer(self, asked: _Asked) -> Response:
+    async def _answer(self, stream: str, asked: _Asked) -> Response:
         request = asked.request
         waited_ms = (asyncio.get_running_loop().time() - asked.arrived) * 1000
-        frame = frame_from_message(request, asked.blobs, waited_ms=waited_ms)
+        frame = frame_from_message(request, asked.blobs, waited_ms=waited_ms, stream=stream)
         asked.known = True
         try:
             answer = await self._answerer.answer(frame)

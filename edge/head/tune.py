@@ -1,8 +1,8 @@
 """How this host runs a head best, by measuring when it is loaded: threads inside an operator, and frames computed together.
 
-Threads: with few, many frames are computed side by side and no core waits; with many, one frame is done sooner. Chosen is
-what gives the most frames per second among those quick enough for one frame. Batches: used where they cost clearly less per
-frame than singles, and give the same answers. Knows sessions, nothing of versions or frames.
+Threads: with few, many frames are computed side by side and no core waits; with many, one frame is done sooner. Chosen here
+only where one back end is all there is; ``chosen.py`` has both chosen together, by the same rule. Batches: used where they cost
+clearly less per frame than singles, and give the same answers. Knows sessions, nothing of versions or frames.
 """
 
 from __future__ import annotations
@@ -18,6 +18,16 @@ import numpy as np
 from edge.head.line import MOST_COMPANY
 from splitmesh.errors import MeshError, Reason
 from splitmesh.runtime import Session
+from splitmesh.runtime.candidates import (
+    NEARLY,
+    REFERENCE_BACKEND,
+    Candidate,
+    Measured,
+    Wish,
+    choose,
+    thread_counts,
+)
+from splitmesh.runtime.host_backends import FP32
 from splitmesh.runtime.inputs import random_feed
 from splitmesh.runtime.ort import CPU
 from splitmesh.tensor.spec import Array
@@ -30,6 +40,8 @@ RUNS = 3
 """Timed, of each setting, beside one before them."""
 THREADS_BUDGET_S = 0.8
 BATCHES_BUDGET_S = 0.4
+SINGLES_BUDGET_S = 0.2
+SINGLES = 100
 ENOUGH_S = 0.1
 """After so long one timed run is enough."""
 BATCHES = (2, 4, MOST_COMPANY)
@@ -37,8 +49,6 @@ MUST_SAVE = 0.2
 """Share of a single's time that a frame of a batch must save, and"""
 MUST_SAVE_MS = 0.1
 """this much of it: what waiting for each other costs."""
-NEARLY = 0.95
-"""As many frames per second as the best, within what differs from run to run."""
 TOLERANCE = 1e-3
 """Of an output's largest magnitude; batches whose answers differ by more are not used."""
 
@@ -57,12 +67,6 @@ class Batching:
     """What was measured, by size."""
 
 
-def thread_counts(most: int) -> list[int]:
-    """1, 2, 4 … and ``most``."""
-    counts = [1 << power for power in range(most.bit_length())]
-    return sorted({count for count in counts if count <= most} | {most})
-
-
 def choose_threads(run_ms: Mapping[int, float], *, cores: int, workers: int, latency_ms: float) -> int:
     """Threads inside an operator, of those measured.
 
@@ -72,15 +76,14 @@ def choose_threads(run_ms: Mapping[int, float], *, cores: int, workers: int, lat
         workers: frames computed side by side at most.
         latency_ms: what one frame should take at most.
 
-    Of those quick enough the one with the most frames per second, and of nearly as many the quickest; the quickest of all
-    where none is quick enough.
+    By the rule of :func:`splitmesh.runtime.candidates.choose`.
     """
-    quick = {threads: ms for threads, ms in run_ms.items() if ms <= latency_ms}
-    if not quick:
-        return min(run_ms, key=run_ms.__getitem__)
-    rate = {threads: min(workers, max(1, cores // threads)) / max(ms, 1e-6) for threads, ms in quick.items()}
-    enough = NEARLY * max(rate.values())
-    return min((threads for threads in quick if rate[threads] >= enough), key=quick.__getitem__)
+    wish = Wish(cores, workers, latency_ms)
+    measured = []
+    for threads, ms in run_ms.items():
+        candidate = Candidate(REFERENCE_BACKEND, FP32, threads)
+        measured.append(Measured(candidate, ms, ms, wish.lanes(candidate) * 1e3 / max(ms, 1e-6)))
+    return choose(measured, latency_ms).candidate.threads
 
 
 def open_tuned(
@@ -149,6 +152,20 @@ def choose_batch(per_frame_ms: Mapping[int, float]) -> int:
     best = min(per_frame_ms, key=per_frame_ms.__getitem__)
     saved = per_frame_ms[1] - per_frame_ms[best]
     return best if saved >= max(MUST_SAVE * per_frame_ms[1], MUST_SAVE_MS) else 1
+
+
+def time_singles(session: Session, *, clock: Clock = time.perf_counter) -> list[float]:
+    """Milliseconds of each of some runs of one sample, within ``SINGLES_BUDGET_S``; none of a head that is not run."""
+    feed = _feed(session, 1)
+    if feed is None:
+        return []
+    times: list[float] = []
+    with _ONE_AT_A_TIME:
+        while len(times) < SINGLES and sum(times) < SINGLES_BUDGET_S * 1e3:
+            begun = clock()
+            session.run(feed)
+            times.append((clock() - begun) * 1e3)
+    return times
 
 
 def _slower(run_ms: Mapping[int, float]) -> bool:

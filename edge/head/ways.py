@@ -1,8 +1,8 @@
 """The ways a head can run one model now, which of them it goes, and at which rate a cut crosses.
 
 Usually one way. A version with a list of alternatives has several, all loaded; the cheapest by what is measured (link, tail,
-own times, frames per second) is chosen anew ten times a second, with hysteresis. A change is one assignment between two
-frames: frames that began one way end that way.
+own times, frames per second, what the host's other models leave) is chosen anew ten times a second, with hysteresis. A
+change is one assignment between two frames: frames that began one way end that way.
 """
 
 from __future__ import annotations
@@ -112,9 +112,14 @@ class _Seen:
 
 
 class Ways:
-    """All ways of one version, the first one's number being the version's own."""
+    """All ways of one version, the first one's number being the version's own.
 
-    def __init__(self, ways: Sequence[Way], estimator: LinkEstimator | None, *, workers: int) -> None:
+    ``workers`` says how many of this host's workers the model can have by now, beside the others.
+    """
+
+    def __init__(
+        self, ways: Sequence[Way], estimator: LinkEstimator | None, *, workers: Callable[[], float] = lambda: 1.0
+    ) -> None:
         self._ways = list(ways)
         self._estimator = estimator
         self._workers = workers
@@ -132,7 +137,7 @@ class Ways:
             # Everything crosses until it was seen what does.
             crossing = {"uplink_bytes": max(1.0, split.coding.rates[0].wire_bytes), "share": 1.0}
             planned = planned.model_copy(update=crossing)
-        return cls([Way(active, planned)], estimator, workers=1)
+        return cls([Way(active, planned)], estimator)
 
     @property
     def current(self) -> ActiveModel:
@@ -160,9 +165,12 @@ class Ways:
             await asyncio.gather(*(active.wait_unused() for active in self.all))
         await asyncio.gather(*(active.retire() for active in self.all))
 
+    def asked(self) -> None:
+        """A frame came, whatever becomes of it: one that finds no time here is load all the same."""
+        self._seen.frames += 1
+
     def saw_head(self, active: ActiveModel, head_ms: float) -> None:
         """A frame's head took so long."""
-        self._seen.frames += 1
         way = self._way(active)
         if way is None or self._estimator is None:
             return
@@ -220,12 +228,13 @@ class Ways:
         return next((way for way in self._ways if way.active is active), None)
 
     def _costs(self, link: LinkState) -> list[float]:
+        workers = self._workers()
         return [
             expected_ms(
                 way.now(self._seen.edge_factor, self._seen.cloud_factor),
                 link if way.active.link is None or _open(way.active) else LinkState(0.0, 0.0),
                 self._seen.frames_per_s,
-                edge_workers=self._workers,
+                edge_workers=workers,
             )
             for way in self._ways
         ]

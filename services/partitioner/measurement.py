@@ -111,7 +111,9 @@ class Measurement:
         self._report("measuring sizes on the wire", 0.02)
         found = await self._job(survey_version, self._version, self._facts, self._budget_s, settings.profile_threads)
         if self._known is not None:
-            pace = Pace(Times(self._known.whole_ms, self._known.whole_p90_ms), continued=True)
+            pace = Pace(
+                Times(self._known.whole_ms, self._known.whole_p90_ms, self._known.whole_p99_ms or 0.0), continued=True
+            )
             self._refused = {cut.tensors for cut in found.cuts} - {cut.tensors for cut in self._known.cuts}
         else:
             self._report("timing the whole model", 0.1)

@@ -10,9 +10,9 @@ from services.registry.limits import Slots
 from services.registry.metadata.port import MetadataStore
 from services.registry.metadata.records import Actor, AliasChange, AliasMove
 from services.registry.names import check_alias, check_change, check_model_name
-from services.registry.pages import number_from_token, page, page_size
 from services.registry.watch import ModelWatch
 from splitmesh.errors import MeshError, Reason
+from splitmesh.kernel.pages import number_from_token, page, page_size
 
 MAX_MOVES = 256
 """Moves being written at once; they wait for each other."""

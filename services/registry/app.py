@@ -15,8 +15,6 @@ from services.registry.delta import Deltas
 from services.registry.events import Events
 from services.registry.garbage import Garbage, Pins
 from services.registry.limits import Slots
-from services.registry.metadata.folder_lock import FolderLock
-from services.registry.metadata.times import utc_now
 from services.registry.needs import OlderNeeds
 from services.registry.profiles import Profiles
 from services.registry.pull import Pull
@@ -35,12 +33,14 @@ from splitmesh.api.registry.v1.registry_pb2_grpc import add_RegistryServiceServi
 from splitmesh.kernel.lifecycle import App, Kernel
 from splitmesh.kernel.server import Binding
 from splitmesh.kernel.streams import Drain
+from splitmesh.sql.folder_lock import FolderLock
+from splitmesh.sql.times import utc_now
 
 
 def build(settings: RegistrySettings, kernel: Kernel) -> App:
     """The registry, not started."""
     drain = Drain()
-    lock = FolderLock(settings.data_dir)
+    lock = FolderLock(settings.data_dir, "registry")
     store, contents = metadata_store(settings, kernel.give_up), content_store(settings)
     claim = Claim(store, contents, adopt=settings.contents_adopt)
     older_needs = OlderNeeds(store, contents)

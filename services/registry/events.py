@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from services.registry.metadata.port import MetadataStore
 from services.registry.metadata.records import Event
 from services.registry.names import check_model_name
-from services.registry.pages import number_from_token, page, page_size
+from splitmesh.kernel.pages import number_from_token, page, page_size
 
 
 class Events:

@@ -12,11 +12,11 @@ from datetime import datetime
 
 from services.registry.metadata.port import MetadataStore
 from services.registry.metadata.records import ProfileRecord
-from services.registry.metadata.times import utc_now
 from services.registry.names import check_model_name
 from splitmesh.errors import MeshError, Reason, field_error
 from splitmesh.model.manifest import WHOLE
 from splitmesh.model.profile_data import Profile
+from splitmesh.sql.times import utc_now
 
 MAX_PROFILE_BYTES = 8 << 20
 """Of one profile as text; a thousand cuts take about 1 MiB."""

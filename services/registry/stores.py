@@ -7,9 +7,9 @@ from collections.abc import Callable
 from services.registry.config import RegistrySettings
 from services.registry.content.folder import FolderStore
 from services.registry.content.port import ContentLimits, ContentStore
-from services.registry.metadata.database import DatabaseLostError
 from services.registry.metadata.port import MetadataStore
 from services.registry.metadata.sql_store import SqlStore
+from splitmesh.sql.database import DatabaseLostError
 
 
 class Claim:

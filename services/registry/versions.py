@@ -17,7 +17,6 @@ from services.registry.garbage import Pins
 from services.registry.metadata.port import MetadataStore
 from services.registry.metadata.records import Actor, Draft, Model, Version
 from services.registry.metadata.refusals import version_not_found
-from services.registry.metadata.times import utc_now
 from services.registry.names import (
     MAX_REASON_CHARS,
     check_alias,
@@ -27,13 +26,14 @@ from services.registry.names import (
     check_number,
     check_text,
 )
-from services.registry.pages import from_token, number_from_token, page, page_size, to_token
 from services.registry.signatures import Signatures
 from services.registry.sound import Soundness, require_named
 from services.registry.watch import ModelWatch
 from splitmesh.errors import field_error
+from splitmesh.kernel.pages import from_token, number_from_token, page, page_size, to_token
 from splitmesh.model.lineage import Lineage
 from splitmesh.model.manifest import MANIFEST
+from splitmesh.sql.times import utc_now
 
 MAX_HOLD_S = 10 * 365 * 24 * 3600.0
 """Longest hold that has an end; one without is released by its holder."""

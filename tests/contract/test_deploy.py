@@ -34,8 +34,9 @@ DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 
 PROFILES = {
-    **{service: {"cloud"} for service in ("registry", "partitioner", "compressor", "router", "tail")},
+    **{service: {"cloud"} for service in ("registry", "partitioner", "compressor", "router", "fleet", "tail")},
     "head": {"edge"},
+    "agent": {"edge"},
     "consul": {"edge", "cloud"},
     "jaeger": {"observability"},
 }
@@ -254,7 +255,9 @@ def test_a_service_has_time_to_drain_before_it_is_killed(service: str) -> None:
 @pytest.mark.parametrize("service", OURS)
 def test_only_what_must_outlive_the_container_has_a_named_volume(service: str) -> None:
     volumes = SERVICES[service].get("volumes", [])
-    assert volumes == ([] if service in ("partitioner", "tail") else [f"{service}:/data"])
+    own = [one for one in volumes if not one.endswith(":ro")]
+    assert own == ([] if service in ("partitioner", "tail") else [f"{service}:/data"])
+    assert set(volumes) - set(own) == ({"head:/head:ro"} if service == "agent" else set())
     assert set(compose()["volumes"]) == {name for name in OURS if SERVICES[name].get("volumes")}
 
 

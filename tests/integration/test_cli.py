@@ -19,7 +19,7 @@ from splitmesh.export.record import RECORD
 from splitmesh.model.alternatives import ALTERNATIVES
 from splitmesh.model.manifest import CALIBRATION, HEAD, MANIFEST, OUTCOMES, REPORT, TAIL, WHOLE
 from splitmesh.model.profile_data import Profile
-from splitmesh.testing.mesh import MODULES, LocalMesh, ProcessLauncher
+from splitmesh.testing.mesh import WITHOUT_FLEET, LocalMesh, ProcessLauncher
 from tests.integration.command_line import Ended, model_files, pictures, refused, splitmesh
 from tests.integration.small_model import CUT, LABELS, SIDE, small_model, small_pictures
 from tests.support.worlds import ROOT, serving
@@ -53,7 +53,7 @@ class Deployed:
 
     mesh: Mesh
     empty: Ended
-    """The nodes before there was a model."""
+    """The services before there was a model."""
     imported: Ended
     split: Ended
     compressed: Ended
@@ -76,7 +76,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployed(mesh: Mesh) -> Deployed:
     files = mesh.folder
-    empty = await mesh.run("nodes", "--json")
+    empty = await mesh.run("services", "--json")
     imported = await mesh.run(
         *("models", "import", files / "small.onnx", "--name", MODEL, "--labels", files / "labels.json"),
         *("--preprocess", files / "preprocess.json", "--calibration", files / "calibration"),
@@ -325,23 +325,23 @@ async def test_stream_plays_a_video(deployed: Deployed, tmp_path: Path) -> None:
     assert all(line["version"] == 3 for line in lines)
 
 
-async def test_nodes_says_who_is_well_and_what_a_tail_has_loaded(deployed: Deployed) -> None:
-    nodes = {node["service"]: node for node in (await deployed.mesh.run("nodes", "--json")).json}
-    assert nodes.keys() == MODULES.keys()
-    assert {node["health"] for node in nodes.values()} == {"SERVING"}
-    assert f"{MODEL}:3 on CPUExecutionProvider" in nodes["tail"]["detail"]
-    assert nodes["head"]["address"] == deployed.mesh.head
-    (uplink,) = nodes["head"]["uplinks"]
+async def test_services_says_who_is_well_and_what_a_tail_has_loaded(deployed: Deployed) -> None:
+    services = {one["service"]: one for one in (await deployed.mesh.run("services", "--json")).json}
+    assert services.keys() == set(WITHOUT_FLEET)
+    assert {one["health"] for one in services.values()} == {"SERVING"}
+    assert f"{MODEL}:3 on CPUExecutionProvider" in services["tail"]["detail"]
+    assert services["head"]["address"] == deployed.mesh.head
+    (uplink,) = services["head"]["uplinks"]
     assert (uplink["node"], uplink["model"], uplink["state"]) == ("tail-1", f"{MODEL}:3", "open")
-    assert not nodes["tail"]["uplinks"]
-    table = await deployed.mesh.run("nodes")
-    assert table.out.count("SERVING") == len(MODULES)
+    assert not services["tail"]["uplinks"]
+    table = await deployed.mesh.run("services")
+    assert table.out.count("SERVING") == len(WITHOUT_FLEET)
     assert "uplinks of" in table.out
     assert "backlog ms" in table.out
 
 
-async def test_nodes_says_that_a_head_has_no_model_yet(deployed: Deployed) -> None:
-    (head,) = (node for node in deployed.empty.json if node["service"] == "head")
+async def test_services_says_that_a_head_has_no_model_yet(deployed: Deployed) -> None:
+    (head,) = (one for one in deployed.empty.json if one["service"] == "head")
     assert (head["health"], head["detail"]) == ("NOT_SERVING", "no model yet")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from splitmesh.cli import datasets_sync
+from splitmesh.client import dataset_publish
 from splitmesh.client.dataset_copies import Copies, publish_copies
 from splitmesh.datasets.folder import PictureFolder
 from splitmesh.errors import MeshError, Reason
@@ -132,7 +132,7 @@ async def test_thumbnails_that_were_collected_before_anything_named_them_are_sen
 
     calls: list[int] = []
     await sites.take()
-    monkeypatch.setattr(datasets_sync, "publish_copies", collected)
+    monkeypatch.setattr(dataset_publish, "publish_copies", collected)
     pushed = (await sites.run("lyon", "push", "boards", "--sharing", sites.folder / "rules.yaml", "--json")).json
     assert (calls, pushed["thumbnails_version"]["version"]) == ([COUNT // 2, COUNT // 2], 1)
     assert (await sites.run("paris", "pull", "boards-thumbnails", "--json")).json["elsewhere"] == 0
@@ -165,7 +165,7 @@ async def test_a_push_that_fails_is_in_the_sites_log(sites: Sites, monkeypatch: 
         raise MeshError(Reason.STORAGE_FULL, "no room")
 
     await sites.take()
-    monkeypatch.setattr(datasets_sync, "push_pictures", full)
+    monkeypatch.setattr(dataset_publish, "push_pictures", full)
     refused(await sites.run("lyon", "push", "boards"), "STORAGE_FULL")
     assert [(line["what"], line.get("reason")) for line in sites.log("lyon")] == [
         ("pushing", None),

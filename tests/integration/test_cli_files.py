@@ -313,7 +313,7 @@ def test_quantising_without_pictures_is_refused(files: Path, tmp_path: Path) -> 
 
 
 def test_a_wrong_environment_is_named() -> None:
-    assert "SPLITMESH_DISCOVERY" in refused(splitmesh_here("nodes", DISCOVERY="gossip"), "FIELD_INVALID")
+    assert "SPLITMESH_DISCOVERY" in refused(splitmesh_here("services", DISCOVERY="gossip"), "FIELD_INVALID")
     ended = splitmesh_here("models", "list", STATIC_ADDRESSES="registry")
     assert "service=host:port" in refused(ended, "FIELD_INVALID")
     nobody = splitmesh_here("models", "list", STATIC_ADDRESSES="head=127.0.0.1:1")
@@ -321,8 +321,8 @@ def test_a_wrong_environment_is_named() -> None:
 
 
 def test_a_mesh_that_is_away_shows_as_unreachable() -> None:
-    nodes = (splitmesh_here("nodes", "--json", STATIC_ADDRESSES="registry=127.0.0.1:1,tail=127.0.0.1:1")).json
-    assert [(node["service"], node["health"]) for node in nodes] == [
+    services = (splitmesh_here("services", "--json", STATIC_ADDRESSES="registry=127.0.0.1:1,tail=127.0.0.1:1")).json
+    assert [(one["service"], one["health"]) for one in services] == [
         ("registry", "UNREACHABLE"),
         ("tail", "UNREACHABLE"),
     ]
@@ -341,5 +341,6 @@ def test_the_installed_command_is_this_one() -> None:
     assert "from splitmesh.cli import main" in script.read_text()
     ended = splitmesh_here("--help")
     assert ended.code == 0
-    for command in ("infer", "stream", "models", "plan", "split", "compress", "route", "outcomes", "nodes"):
+    fleet = ("nodes", "deploy", "deployments", "rollback", "tasks", "services")
+    for command in ("infer", "stream", "models", "plan", "split", "compress", "route", "outcomes", *fleet):
         assert f" {command} " in ended.out

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edge.head import follow, load
+from edge.head.serving import slot
 from splitmesh.api.inference.v1 import inference_pb2 as pb
 from splitmesh.client import Answer, AnsweredBy, MeshError, Reason
 from splitmesh.client.cache import ModelCache
@@ -324,7 +325,7 @@ async def test_a_watch_that_is_refused_is_an_error_in_the_log_and_tried_again(
 async def test_a_version_that_cannot_be_kept_is_active_and_kept_later(
     edge: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger=follow.__name__)
+    caplog.set_level(logging.INFO, logger=slot.__name__)
     full, kept = [True, True], asyncio.Event()
     remember = ModelCache.remember
 

@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 import pytest
 
-from edge.head import follow, load
+from edge.head import load
 from edge.head.active import warm_up
+from edge.head.serving import slot
 from splitmesh.client import Answer, AnsweredBy, Mesh, Why
 from splitmesh.client.routing import Goals, Outcomes, PolicyInfo
 from splitmesh.errors import MeshError, Reason
@@ -279,7 +280,7 @@ async def test_what_cannot_be_warmed_up_is_closed_and_tried_again(
         return warm_up(session)
 
     monkeypatch.setattr(load, "warm_up", fails_once)
-    monkeypatch.setattr(follow, "RETRY_S", 0.05)
+    monkeypatch.setattr(slot, "RETRY_S", 0.05)
     await edge.start("head", models=NAME, segment_threads=1, switch_wait_s=0)
     await edge.ready_mesh()
     assert len(opened) == 2 * STAGES

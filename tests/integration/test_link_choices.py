@@ -17,6 +17,8 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.channels import Channels
 from splitmesh.kernel.discovery_static import StaticDiscovery
 from splitmesh.tensor import TensorSpec, pack
+from splitmesh.testing.links import PROFILES
+from splitmesh.testing.relay import LinkRelay
 from tests.support.fake_tail import Answer, FakeTail, serving
 
 WAIT_S = 20.0
@@ -327,3 +329,28 @@ async def test_a_link_without_tails_says_so() -> None:
     assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
     await link.stop()
     await channels.close()
+
+
+# a link that swallows
+
+
+async def test_a_link_that_takes_everything_and_brings_nothing_is_seen_and_frames_wait_for_nobody() -> None:
+    """Without a limit to the wait for a ping's answer gRPC believes in such a link for a minute, three times ``WAIT_S``."""
+    tail = FakeTail("only")
+    async with serving(tail), LinkRelay(tail.address, PROFILES["loopback"]) as relay:
+        channels = Channels(StaticDiscovery({"tail": [relay.address]}))
+        link = SegmentLink(channels, "m", 1, "head-1", wire=WIRE)
+        try:
+            await link.start()
+            await until(lambda: link.available)
+            relay.down(refuse_new=False)
+            await until(lambda: not link.available)
+            with pytest.raises(MeshError) as refused:
+                await ask(link)
+            assert refused.value.reason is Reason.SERVICE_UNAVAILABLE
+            relay.up()
+            await until(lambda: link.available)
+            await ask(link)
+        finally:
+            await link.stop()
+            await channels.close()

@@ -176,8 +176,8 @@ async def test_a_key_is_trusted_used_and_revoked_while_the_line_runs(line: Line,
     await line.tail_refuses(second, Reason.KEY_REVOKED)
     for service in ("head", "tail"):
         assert (first, "KEY_REVOKED") in await line.loaded(service)
-    nodes = await splitmesh("nodes", **{name.upper(): value for name, value in line.mesh.environment().items()})
-    assert nodes.out.count("to be replaced: KEY_REVOKED") == 2
+    services = await splitmesh("services", **{name.upper(): value for name, value in line.mesh.environment().items()})
+    assert services.out.count("to be replaced: KEY_REVOKED") == 2
     assert (await line.gateway.infer(picture(EASY))).version == first  # what is loaded goes on
     with pytest.raises(MeshError, match="laptop stolen"):
         await line.push(key)

@@ -18,6 +18,7 @@ from edge.head.answer import Answerer
 from edge.head.config import HeadSettings
 from edge.head.decided import Decided, Observer, TailSaid
 from edge.head.frame import FrameAnswer, FrameRequest, Picture
+from edge.head.trial.trial import Trial
 from edge.head.ways import Way, Ways
 from splitmesh.client.link_estimate import LinkEstimator
 from splitmesh.client.registry import VersionInfo
@@ -138,13 +139,20 @@ class Watcher:
             raise self.raises
 
 
-class _Models:
+class PlayedModels:
+    """Stands for :class:`edge.head.models.Models`: one model."""
+
     def __init__(self, ways: Ways) -> None:
         self._ways = ways
+        self.tried: Trial | None = None
 
     def ways(self, model: str) -> Ways:
         """The only ones."""
         return self._ways
+
+    def trial(self, model: str) -> Trial | None:
+        """What the test tries."""
+        return self.tried
 
 
 @dataclass
@@ -159,6 +167,7 @@ class Head:
     audits: PlayedAudits
     counts: Counts
     watchers: list[Watcher]
+    models: PlayedModels
 
     async def infer(self, brightness: float, **about: Any) -> FrameAnswer:
         """The answer to a grey picture."""
@@ -204,10 +213,11 @@ async def head(
     if whole:
         cut = Way(active, Alternative(version=0, name="cut", edge_ms=0.1, uplink_bytes=8000, cloud_ms=0.1, share=1.0))
         edge_only = Way(loaded(whole_version(), WHOLE, version=2), Alternative(version=2, name="edge", edge_ms=5.0))
-        ways = Ways([cut, edge_only], LinkEstimator(1e4, 10.0), workers=1)
+        ways = Ways([cut, edge_only], LinkEstimator(1e4, 10.0))
     seen = list(watchers) or [Watcher()]
+    models = PlayedModels(ways)
     answerer = Answerer(
-        cast(Any, _Models(ways)),
+        cast(Any, models),
         HeadSettings(default_deadline_ms=5000, **settings),
         Telemetry("test"),
         cast(Any, counts),
@@ -217,7 +227,7 @@ async def head(
     )
     await answerer.start()
     try:
-        yield Head(answerer, active, ways, tail, budget, audits, counts, seen)
+        yield Head(answerer, active, ways, tail, budget, audits, counts, seen, models)
     finally:
         await answerer.stop()
         await ways.retire()

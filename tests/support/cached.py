@@ -62,7 +62,9 @@ class Pulling:
             raise self.refusal
         return replace(version, signatures=self.signed_since) if self.signed_since else version
 
-    async def pull_to_file(self, ref: ArtifactRef, path: Path, *, base: Path | None = None) -> None:
+    async def pull_to_file(
+        self, ref: ArtifactRef, path: Path, *, base: Path | None = None, on_progress: Any = None
+    ) -> None:
         """Goes on with what is there."""
         self.bases.append(base)
         content = await self.content(ref)

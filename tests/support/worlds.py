@@ -14,11 +14,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud.tail.app import build as build_tail
 from cloud.tail.config import TailSettings
+from edge.agent.app import build as build_agent
+from edge.agent.config import AgentSettings
 from edge.head.app import SERVICE as HEAD_SERVICE
 from edge.head.app import build as build_head
 from edge.head.config import HeadSettings
 from services.compressor.app import build as build_compressor
 from services.compressor.config import CompressorSettings
+from services.fleet.app import build as build_fleet
+from services.fleet.config import FleetSettings
 from services.partitioner.app import build as build_partitioner
 from services.partitioner.config import PartitionerSettings
 from services.registry.app import build as build_registry
@@ -61,8 +65,10 @@ SERVICES: dict[str, tuple[type[ServiceSettings], Build[Any]]] = {
     "router": (RouterSettings, build_router),
     "partitioner": (PartitionerSettings, build_partitioner),
     "compressor": (CompressorSettings, build_compressor),
+    "fleet": (FleetSettings, build_fleet),
     "tail": (TailSettings, build_tail),
     "head": (HeadSettings, build_head),
+    "agent": (AgentSettings, build_agent),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from splitmesh.client.routing import Outcomes as Told
 from splitmesh.client.routing import RoutingClient, Sight
 from splitmesh.errors import MeshError, Reason
 from splitmesh.routing.audit import Counts, Stratum
+from splitmesh.spool.spool import Spool
 from tests.unit.decided_frames import Link, decided, loaded
 
 WAIT_S = 10.0
@@ -65,7 +67,10 @@ class Router:
 class Reporting:
     """Outcomes of one version, a router and a clock that stands."""
 
-    def __init__(self, interval_s: float = NEVER_S) -> None:
+    def __init__(self, interval_s: float = NEVER_S, *, spools: Sequence[Spool] = ()) -> None:
+        self.spools = spools or (Spool(None),)
+        for spool in self.spools:
+            spool.start()
         self.router, self.link, self.now, self.held_s = Router(), Link(), 100.0, 0.0
         self.active: ActiveModel = loaded(self.link)
         self.audits: dict[tuple[str, int], dict[Stratum, Counts]] = {}
@@ -75,6 +80,7 @@ class Reporting:
             interval_s,
             lambda: [self.active],
             lambda model, version: self.audits.pop((model, version), {}),
+            spools=self.spools,
             random_=random.Random(1),
             clock=lambda: self.now,
         )
@@ -82,13 +88,20 @@ class Reporting:
     async def send(self) -> list[Call]:
         """What is told now."""
         before = len(self.router.calls)
-        self.held_s = await self.outcomes._send()
+        await self.outcomes._note()
+        self.held_s = max([await delivery.turn() for delivery in self.outcomes._deliveries])
         return self.router.calls[before:]
 
     async def next_call(self) -> Call:
         """What is told next."""
         async with asyncio.timeout(WAIT_S):
             return await self.router.called.get()
+
+    async def close(self) -> None:
+        """Let go of the model and the spools."""
+        self.active.session.close()
+        for spool in self.spools:
+            await asyncio.to_thread(spool.stop)
 
     def decide(self, frame_id: int = 1, **differing: Any) -> None:
         """A frame was decided."""

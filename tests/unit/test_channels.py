@@ -76,12 +76,14 @@ def test_what_is_retried_exists_is_unary_and_only_when_unavailable() -> None:
 
     from splitmesh.api.compression.v1 import compression_pb2
     from splitmesh.api.datasets.v1 import datasets_pb2
+    from splitmesh.api.fleet.v1 import fleet_pb2
     from splitmesh.api.registry.v1 import registry_pb2
     from splitmesh.api.routing.v1 import routing_pb2
     from splitmesh.api.samples.v1 import samples_pb2
     from splitmesh.api.segment.v1 import segment_pb2
 
-    assert all((splitmesh.api, compression_pb2, datasets_pb2, registry_pb2, routing_pb2, samples_pb2, segment_pb2))
+    messages = (compression_pb2, datasets_pb2, fleet_pb2, registry_pb2, routing_pb2, samples_pb2, segment_pb2)
+    assert all((splitmesh.api, *messages))
     for service, methods in IDEMPOTENT:
         known = descriptor_pool.Default().FindServiceByName(service).methods_by_name
         for method in methods:

@@ -1,9 +1,12 @@
 """A profile corrected by what its node takes in production."""
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
 
+from splitmesh.client.profiles import profile_from_message, profile_to_message
 from splitmesh.model.live import FACTORS, MIN_LIVE_RUNS, Side, corrected
 from splitmesh.model.profile_data import CutProfile, NodeProfile, Profile, ProfileKey
 
@@ -62,3 +65,23 @@ def test_few_runs_small_differences_and_unknown_cuts_change_nothing() -> None:
 
 def test_a_correction_is_not_applied_twice() -> None:
     assert corrected(_corrected(), "head", frozenset(("a", "b")), 8.0, 200) is None
+
+
+def test_the_worst_times_are_scaled_too_and_stay_unknown_where_they_are() -> None:
+    noted = PROFILE.model_copy(
+        update={"whole_p99_ms": 20.0, "cuts": (PROFILE.cuts[0].model_copy(update={"head_p99_ms": 6.0}),)}
+    )
+    better = corrected(noted, "whole", frozenset(), noted.whole_ms * 2, 100)
+    assert better is not None
+    assert (better.whole_p99_ms, better.cuts[0].head_p99_ms, better.cuts[0].tail_p99_ms) == (40.0, 12.0, None)
+    assert profile_from_message(profile_to_message(better)) == better
+
+
+def test_a_profile_without_worst_times_keeps_the_name_it_had() -> None:
+    told = PROFILE.model_dump(mode="json")
+    for entry in (told, *told["cuts"]):
+        for name in [name for name in entry if name.endswith("_p99_ms")]:
+            del entry[name]
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    assert PROFILE.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert PROFILE.model_copy(update={"whole_p99_ms": 1.0}).sha256 != PROFILE.sha256

@@ -152,6 +152,22 @@ async def test_a_version_that_does_not_exist_leaves_no_note(tmp_path: Path, cach
     assert files_in(tmp_path) == []
 
 
+async def test_a_name_that_was_forgotten_stands_for_nothing(tmp_path: Path, cache: ModelCache) -> None:
+    await cache.remember(VERSION, "joints@_previous")
+    await cache.forget("joints@_previous")
+    await cache.forget("joints@never")
+    assert await cache.recall("joints@_previous") is None
+    assert files_in(tmp_path) == []
+
+
+async def test_what_is_not_here_whole_is_missing(tmp_path: Path, cache: ModelCache) -> None:
+    assert await cache.missing(VERSION, [HEAD, MANIFEST]) == [HEAD, MANIFEST]
+    await cache.part(VERSION, HEAD)
+    assert await cache.missing(VERSION, [HEAD, MANIFEST]) == [MANIFEST]
+    (tmp_path / "parts" / VERSION.artifact(HEAD).sha256).write_bytes(HEAD_BYTES[:-1])
+    assert await cache.missing(VERSION, [HEAD]) == [HEAD]
+
+
 async def test_what_a_name_stood_for_is_recalled_whole(tmp_path: Path, registry: OneVersion) -> None:
     await cache_in(tmp_path, registry).remember(VERSION, "joints@production")
     again = cache_in(tmp_path, registry)

@@ -16,6 +16,7 @@ import pytest
 from splitmesh.errors import MeshError, Reason
 from splitmesh.kernel.profiling import ProfilingSettings
 from splitmesh.runtime import Compute, OrtSession, open_session, providers
+from splitmesh.runtime.answers import distance
 from splitmesh.runtime.ort import CPU
 from splitmesh.runtime.precision import has_half_weights
 from splitmesh.runtime.providers import CUDA, PROBE, TENSORRT, choose, open_on, preferred, usable
@@ -160,12 +161,12 @@ def test_a_provider_is_used_only_when_it_answers_as_the_processor_does(
 
 def test_answers_are_compared_by_magnitude_and_decisions_by_shape_alone() -> None:
     right = np.array([100.0, 1.0], np.float32)
-    assert providers._distance(right, right + np.float32(1)) == pytest.approx(0.01)
-    assert providers._distance(right, right[:1]) == float("inf")
-    assert providers._distance(right, np.array([100.0, np.inf], np.float32)) == float("inf")
-    assert providers._distance(np.array([200, 3], np.uint8), np.array([199, 3], np.uint8)) == pytest.approx(0.005)
-    assert providers._distance(np.array([3]), np.array([7])) == 0.0
-    assert providers._distance(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32)) == 0.0
+    assert distance(right, right + np.float32(1)) == pytest.approx(0.01)
+    assert distance(right, right[:1]) == float("inf")
+    assert distance(right, np.array([100.0, np.inf], np.float32)) == float("inf")
+    assert distance(np.array([200, 3], np.uint8), np.array([199, 3], np.uint8)) == pytest.approx(0.005)
+    assert distance(np.array([3]), np.array([7])) == 0.0
+    assert distance(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32)) == 0.0
 
 
 def test_options_limit_memory_and_give_tensorrt_one_engine_for_all_batches(tmp_path: Path) -> None:

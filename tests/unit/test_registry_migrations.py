@@ -14,13 +14,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, make_url
 
-from services.registry.metadata.database import Database
-from services.registry.metadata.postgres_database import PostgresDatabase
 from services.registry.metadata.records import AliasMove, Artifact, ProfileRecord, Version
+from services.registry.metadata.schema import SCHEMA
 from services.registry.metadata.sql_store import SqlStore
-from services.registry.metadata.sqlite_database import SqliteDatabase
 from services.registry.metadata.tables import metadata
 from splitmesh.errors import Reason
+from splitmesh.sql.database import Database
+from splitmesh.sql.postgres_database import PostgresDatabase
+from splitmesh.sql.sqlite_database import SqliteDatabase
 from tests.support.postgres import fresh_database
 from tests.support.stores import ACTOR, DATASET, DURABLE, NOON, draft, durable_url, move, refused
 
@@ -71,8 +72,8 @@ def database_at(url: str) -> Database:
     found = make_url(url)
     if found.drivername == "sqlite":
         assert found.database is not None
-        return SqliteDatabase(Path(found.database))
-    return PostgresDatabase(found.set(drivername="postgresql+psycopg"))
+        return SqliteDatabase(Path(found.database), SCHEMA)
+    return PostgresDatabase(found.set(drivername="postgresql+psycopg"), SCHEMA)
 
 
 def execute(url: str, statement: str) -> None:
@@ -164,7 +165,7 @@ async def test_a_file_of_an_older_release_keeps_everything_that_is_in_it(
     assert (await again.version_at("m", "prod")).version == 1
     assert list(await again.list_profiles("a" * 64, "")) == [record]
     await again.stop()
-    database = SqliteDatabase(tmp_path / "registry.sqlite3")
+    database = SqliteDatabase(tmp_path / "registry.sqlite3", SCHEMA)
     database.open()
     assert database.read(differences) == []
     database.close()

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from services.registry.metadata.records import Signature
+from services.registry.metadata.schema import SCHEMA
 from services.registry.metadata.sql_store import SqlStore
-from services.registry.metadata.sqlite_database import SqliteDatabase
 from splitmesh.errors import MeshError, Reason
 from splitmesh.model.lineage import DatasetUse, Lineage
+from splitmesh.sql.sqlite_database import SqliteDatabase
 from tests.integration.registry_world import small_disk
 from tests.support.stores import ACTOR, DATASET, DRAFT, DURABLE, NOON, draft, durable_url, made, move, refused
 
@@ -132,7 +133,7 @@ async def test_a_closed_store_says_so(url: str) -> None:
 
 
 def test_sqlite_syncs_before_it_acknowledges(tmp_path: Path) -> None:
-    database = SqliteDatabase(tmp_path / "registry.sqlite3")
+    database = SqliteDatabase(tmp_path / "registry.sqlite3", SCHEMA)
     database.open()
     try:
         found = [

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from services.registry.metadata.database import DatabaseLostError
 from services.registry.metadata.sql_store import SqlStore
 from splitmesh.errors import MeshError, Reason
+from splitmesh.sql.database import DatabaseLostError
 from tests.support.postgres import PostgresServer, fresh_database, lose_locks, shared_server, standing_by
 from tests.support.stores import ACTOR, DRAFT, NOON, made, refused
 
@@ -142,7 +142,7 @@ async def test_a_start_that_waits_for_another_registry_can_be_given_up(url: str,
 async def test_a_standby_takes_over_however_long_it_has_waited(
     url: str, owner: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.registry.metadata.database.PAUSE_S", 0.001)
+    monkeypatch.setattr("splitmesh.sql.database.PAUSE_S", 0.001)
     tries, loop, tried = itertools.count(1), asyncio.get_running_loop(), asyncio.Event()
     standby = SqlStore(url, lock_wait_s=NEVER_S)
     plain_open = standby._threads._database.open

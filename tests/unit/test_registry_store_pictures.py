@@ -13,11 +13,11 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from services.registry.metadata import sql_datasets, sql_pictures
-from services.registry.metadata.database import Threads
 from services.registry.metadata.records import DatasetDraft
 from services.registry.metadata.sql_store import SqlStore
 from services.registry.metadata.tables import picture_sets, pictures
 from splitmesh.errors import MeshError, Reason
+from splitmesh.sql.database import Threads
 from tests.support.stores import ACTOR, DATASET, DURABLE, NOON, durable_url, made, refused
 
 WAIT_S = 30.0

@@ -14,10 +14,11 @@ import pytest
 from sqlalchemy import Connection, make_url, text
 
 from services.registry.metadata import sql_aliases
-from services.registry.metadata.postgres_database import PostgresDatabase
 from services.registry.metadata.records import AliasChange
+from services.registry.metadata.schema import SCHEMA
 from services.registry.metadata.sql_store import SqlStore
 from splitmesh.errors import MeshError, Reason
+from splitmesh.sql.postgres_database import PostgresDatabase
 from tests.integration.registry_world import small_disk
 from tests.support.postgres import PostgresServer, fresh_database, lose_locks, shared_server, standing_by
 from tests.support.stores import ACTOR, DRAFT, NOON, draft, made, move, refused
@@ -34,7 +35,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def database(url: str) -> Iterator[PostgresDatabase]:
-    made = PostgresDatabase(make_url(url).set(drivername="postgresql+psycopg"))
+    made = PostgresDatabase(make_url(url).set(drivername="postgresql+psycopg"), SCHEMA)
     made.open()
     yield made
     made.close()
@@ -206,7 +207,8 @@ async def test_a_server_that_is_away_is_named_and_used_again_when_it_is_back() -
     try:
         time = [0.0]
         with server.database() as url:
-            database = PostgresDatabase(make_url(url).set(drivername="postgresql+psycopg"), monotonic=lambda: time[0])
+            opened = make_url(url).set(drivername="postgresql+psycopg")
+            database = PostgresDatabase(opened, SCHEMA, monotonic=lambda: time[0])
             database.open()
             database.write(_create)
             server.control("stop", "-m", "fast")

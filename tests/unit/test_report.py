@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,23 +12,28 @@ import numpy as np
 import pytest
 
 from edge.head.decided import TailSaid
-from edge.head.report import AWAIT_S, LONGEST_AGE_S, LONGEST_WAIT_S, MOST_VERSIONS
+from edge.head.report import AWAIT_S, LONGEST_AGE_S, MOST_VERSIONS, WAITS_S
 from edge.head.sights import MOST
+from edge.head.spooling import OUTCOMES, Journal
+from edge.head.tally import Report
 from splitmesh.client.registry import VersionInfo
 from splitmesh.client.routing import Outcomes as Told
 from splitmesh.errors import MeshError, Reason
 from splitmesh.routing.audit import Counts, Stratum
 from splitmesh.routing.costs import NO_ANSWER
 from splitmesh.routing.gate import Why
+from splitmesh.spool.spool import Spool
+from splitmesh.spool.values import Limits
 from tests.unit.decided_frames import decided
 from tests.unit.reporting import AWAY, Reporting
+from tests.unit.spooled import WAIT_S, FullDisk, SlowDisk
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[Reporting]:
     made = Reporting()
     yield made
-    made.active.session.close()
+    await made.close()
 
 
 def version(number: int) -> VersionInfo:
@@ -123,17 +130,15 @@ async def test_a_report_that_was_not_taken_is_sent_again_as_it_was_but_for_its_a
     world.outcomes.edge_exit(world.active.info)
     world.decide()
     world.now += 60
-    again, *later = await world.send()
+    again, new = await world.send()
     assert (again.sequence, again.boot_id, again.counts) == (first.sequence, first.boot_id, first.counts)
     assert again.audits == first.audits == {stratum: Counts(100, 2, 1)}
     assert [sight.age_ms - 60_000 for sight in again.sights] == pytest.approx([one.age_ms for one in first.sights])
-    assert later == []
-    (new,) = await world.send()
     assert (new.sequence, new.counts.edge_exit) == (first.sequence + 1, 1)
     assert new.audits == {stratum: Counts(50, 1, 0)}
 
 
-async def test_while_the_router_is_away_one_report_waits_and_the_rest_stays_bounded(world: Reporting) -> None:
+async def test_while_the_router_is_away_one_report_waits_as_it_was_and_one_takes_up_the_rest(world: Reporting) -> None:
     world.router.failures = [AWAY] * 20
     for _ in range(20):
         for number in range(200):
@@ -141,8 +146,7 @@ async def test_while_the_router_is_away_one_report_waits_and_the_rest_stays_boun
             world.decide(number)
         world.now += 1
         assert len(await world.send()) == 1
-    await world.send()
-    (rest,) = await world.send()
+    _, rest = await world.send()
     first = world.router.calls[0]
     assert {call.sequence for call in world.router.calls[:-1]} == {first.sequence}
     assert first.counts.edge_exit + rest.counts.edge_exit == 20 * 200
@@ -191,7 +195,7 @@ async def test_what_the_router_will_never_take_is_dropped_and_the_rest_is_told(
     assert await world.send() == []
 
 
-@pytest.mark.parametrize(("asked_s", "waited_s"), [(2.5, 2.5), (1e6, LONGEST_WAIT_S), (None, 0.0)])
+@pytest.mark.parametrize(("asked_s", "waited_s"), [(2.5, 2.5), (1e6, WAITS_S[2]), (None, 0.0)])
 async def test_a_router_that_is_full_is_left_alone_as_long_as_it_asks_within_bounds(
     world: Reporting, asked_s: float | None, waited_s: float
 ) -> None:
@@ -199,3 +203,79 @@ async def test_a_router_that_is_full_is_left_alone_as_long_as_it_asks_within_bou
     world.router.failures = [MeshError(Reason.QUEUE_FULL, "full", retry_after_s=asked_s)]
     await world.send()
     assert world.held_s == waited_s
+
+
+async def test_a_stop_while_the_disk_syncs_loses_no_outcome_of_any_version() -> None:
+    store = SlowDisk(None, Limits())
+    world = Reporting(0.0, spools=[Spool(None, store=store)])
+    for number in range(1, 5):
+        world.outcomes.edge_exit(version(number))
+    await world.outcomes.start()
+    assert await asyncio.to_thread(store.hangs.wait, WAIT_S)
+    for number in range(1, 5):  # while what came before is on its way to the disk
+        world.outcomes.edge_exit(version(number))
+    stopping = asyncio.create_task(world.outcomes.stop())
+    await asyncio.sleep(0)  # it has begun
+    store.goes_on.set()
+    await stopping
+    told = [(call.version, call.counts.edge_exit) for call in world.router.calls]
+    assert {number: sum(n for of, n in told if of == number) for number in range(1, 5)} == dict.fromkeys(range(1, 5), 2)
+    await world.close()
+
+
+async def test_a_report_whose_keeping_was_cancelled_is_not_written_over() -> None:
+    store = SlowDisk(None, Limits())
+    spool = Spool(None, store=store)
+    spool.start()
+    journal = Journal(spool, random.Random(1), lambda: 1.0)
+    store.goes_on.set()
+    assert await journal.keep(exits(1))
+    store.goes_on.clear()
+    store.hangs.clear()
+    keeping = asyncio.create_task(journal.keep(exits(10)))
+    assert await asyncio.to_thread(store.hangs.wait, WAIT_S)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    store.goes_on.set()
+    assert await journal.keep(exits(100))
+    records = await asyncio.wrap_future(spool.take(OUTCOMES, 10, 1 << 20))
+    assert [Report.from_json(one.body, None).counts.edge_exit for one in records] == [11, 100]
+    await asyncio.to_thread(spool.stop)
+
+
+def exits(count: int) -> Report:
+    return Report("parts", 1, Told(edge_exit=count), (), 0, {})
+
+
+async def test_what_neither_disk_nor_memory_takes_is_told_with_what_comes_later() -> None:
+    store = FullDisk(None, Limits())
+    world = Reporting(spools=[Spool(None, store=store)])
+    world.outcomes.edge_exit(world.active.info)
+    await world.send()
+    store.fill_up()
+    for number in range(3):
+        world.outcomes.edge_exit(world.active.info)
+        for _ in range(300):
+            world.decide(camera=f"camera-{number:0200d}")
+        world.now += 10
+        assert await world.send() == []
+    store.free()
+    (call,) = await world.send()
+    assert (call.counts.edge_exit, len(call.sights) + call.left_out) == (3, 900)
+    await world.close()
+
+
+async def test_sights_with_very_long_names_go_as_far_as_there_is_room_and_every_count_goes() -> None:
+    world = Reporting()
+    for _ in range(2):  # the second one is merged into the first
+        world.router.failures = [AWAY]
+        world.outcomes.edge_exit(world.active.info)
+        for number in range(MOST):
+            world.now += 0.03
+            world.decide(number, camera="\U0001f3ed" * 400)
+        await world.send()
+    calls = (await world.send())[-2:]
+    assert sum(call.counts.edge_exit for call in calls) == 2
+    assert all(len(call.sights) > 100 for call in calls)
+    assert sum(len(call.sights) + call.left_out for call in calls) == 2 * MOST
+    await world.close()

@@ -17,7 +17,7 @@ from tests.unit.reporting import AWAY, NEVER_S, Reporting
 async def world() -> AsyncIterator[Reporting]:
     made = Reporting()
     yield made
-    made.active.session.close()
+    await made.close()
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reporting]:
     await made.outcomes.start()
     yield made
     await made.outcomes.stop()
-    made.active.session.close()
+    await made.close()
 
 
 def refused(world: Reporting) -> None:
@@ -106,7 +106,7 @@ async def test_reports_go_at_their_time_and_what_is_left_goes_at_a_stop() -> Non
     world.outcomes.edge_exit(world.active.info)
     await world.outcomes.stop()
     assert [call.counts.edge_exit for call in world.router.calls] == [1, 1]
-    world.active.session.close()
+    await world.close()
 
 
 async def test_a_router_that_asks_for_time_is_not_told_at_the_next_interval() -> None:
@@ -118,4 +118,4 @@ async def test_a_router_that_asks_for_time_is_not_told_at_the_next_interval() ->
     await asyncio.sleep(0.1)
     assert len(world.router.calls) == 1
     await world.outcomes.stop()
-    world.active.session.close()
+    await world.close()

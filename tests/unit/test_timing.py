@@ -37,6 +37,7 @@ def test_times_are_the_median_and_the_ninth_decile() -> None:
     timing = time_piece(_model(), repeats=11, warmup=0, budget_s=1e6, clock=lambda: next(steps))
     assert timing.median_ms == pytest.approx(6.0)
     assert timing.p90_ms == pytest.approx(10.0)
+    assert timing.p99_ms >= timing.p90_ms
 
 
 def test_a_spent_budget_stops_warm_up_and_runs_early() -> None:
@@ -91,7 +92,7 @@ def test_live_timings_are_kept_by_batch_size_and_forget_old_runs() -> None:
         live.record(4, float(ms))
     live.record(1, 7.0)
     one, four = live.summary()
-    assert (one.batch, one.runs, one.median_ms, one.p90_ms) == (1, 1, 7.0, 7.0)
+    assert (one.batch, one.runs, one.median_ms, one.p90_ms, one.p99_ms) == (1, 1, 7.0, 7.0, 7.0)
     assert (four.batch, four.runs) == (4, 2 * LIVE_WINDOW)
     assert four.median_ms == pytest.approx((LIVE_WINDOW + 1) / 2)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edge.head import tune
-from edge.head.tune import choose_batch, choose_threads, measure_batches, open_tuned, thread_counts
+from edge.head.tune import choose_batch, choose_threads, measure_batches, open_tuned
 from splitmesh.errors import MeshError, Reason
+from splitmesh.runtime.candidates import thread_counts
 from splitmesh.runtime.ort import CPU
 from splitmesh.tensor.spec import Array, TensorSpec
 

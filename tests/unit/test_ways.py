@@ -36,7 +36,7 @@ async def ways() -> Ways:
         link = SegmentLink(channels, "parts", number, "head-1") if name == HEAD else None
         session = open_session(artifacts[name])
         loaded.append(ActiveModel(info, Manifest.from_json(artifacts[MANIFEST]), session, link))
-    return Ways([Way(loaded[0], SPLIT), Way(loaded[1], EDGE)], LinkEstimator(1e4, 10.0), workers=1)
+    return Ways([Way(loaded[0], SPLIT), Way(loaded[1], EDGE)], LinkEstimator(1e4, 10.0))
 
 
 async def test_the_whole_model_stays_loaded_until_no_frame_can_need_it(ways: Ways) -> None:

@@ -23,8 +23,8 @@ from splitmesh.errors import MeshError, Reason
 from splitmesh.routing.bucket import Bucket
 from splitmesh.routing.gate import Why
 from splitmesh.samples.beside import FOLDER
-from splitmesh.samples.kept import Dropped, StoreLimits
-from splitmesh.samples.record import ID_RANDOM_BYTES, Kind
+from splitmesh.samples.kept import Added, Dropped, StoreLimits
+from splitmesh.samples.record import ID_RANDOM_BYTES, Kind, SampleRecord
 from splitmesh.samples.store import SampleStore
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class SampleKeeper:
         settings: what to keep, where, and how much of it.
         store: where they are kept; as the settings say unless it is given.
         random: gives so many random bytes.
+        told: hears the record of each sample that is kept, in the worker's thread; must not wait.
         reopen_s: between tries to open a folder that cannot be used, seconds.
         stop_s: for what is waiting at a stop, seconds.
     """
@@ -64,11 +65,13 @@ class SampleKeeper:
         *,
         store: SampleStore | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        told: Callable[[SampleRecord], None] = lambda record: None,
         reopen_s: float = REOPEN_S,
         stop_s: float = STOP_S,
     ) -> None:
         self._settings = settings
         self._random = random
+        self._told = told
         self._reopen_s, self._stop_s = reopen_s, stop_s
         limits = StoreLimits(
             max_bytes=settings.sample_max_bytes,
@@ -210,6 +213,8 @@ class SampleKeeper:
             outcome = self._store.add(record, taken.picture, features)
             if isinstance(outcome, Dropped):
                 self._refused[outcome.reason.value] += 1
+            elif isinstance(outcome, Added):
+                self._told(outcome.record)
         except MeshError as error:
             self._count(error.reason)
         except Exception:

@@ -18,7 +18,6 @@ from services.registry.garbage import Pins
 from services.registry.metadata.port import MetadataStore
 from services.registry.metadata.records import Actor, Artifact, Dataset, DatasetDraft, DatasetVersion
 from services.registry.metadata.refusals import version_not_found
-from services.registry.metadata.times import utc_now
 from services.registry.names import (
     MAX_DESCRIPTION_CHARS,
     MAX_REASON_CHARS,
@@ -26,10 +25,11 @@ from services.registry.names import (
     check_number,
     check_text,
 )
-from services.registry.pages import from_token, number_from_token, page, page_size, to_token
 from services.registry.signatures import Signatures
 from splitmesh.datasets.manifest import MAX_MANIFEST_BYTES
 from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.kernel.pages import from_token, number_from_token, page, page_size, to_token
+from splitmesh.sql.times import utc_now
 from splitmesh.trust.statement import DATASET_SUBJECT
 
 MAX_PAGE_BYTES = 8 << 20

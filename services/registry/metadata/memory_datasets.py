@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from services.registry.metadata.acts import dataset_created, dataset_deleted
-from services.registry.metadata.fields import check_fields
 from services.registry.metadata.memory_log import MemoryLog
 from services.registry.metadata.records import Actor, Dataset, DatasetDraft, DatasetVersion
 from services.registry.metadata.refusals import dataset_not_found, version_in_use, version_not_found
+from splitmesh.sql.fields import check_fields
 
 
 @dataclass

@@ -7,9 +7,9 @@ from datetime import datetime
 from uuid import uuid4
 
 from services.registry.metadata.acts import Act, keyring_put, keyrings_removed
-from services.registry.metadata.fields import check_fields
 from services.registry.metadata.records import Actor, Event, ProfileRecord
 from services.registry.metadata.refusals import MAX_PROFILES, keyring_stale, too_many_profiles, up_to
+from splitmesh.sql.fields import check_fields
 
 
 class MemoryLog:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime
 
 from services.registry.metadata import acts
-from services.registry.metadata.fields import check_fields
 from services.registry.metadata.memory_datasets import MemoryDatasets
 from services.registry.metadata.memory_model import MemoryModel
 from services.registry.metadata.port import Removal
@@ -32,8 +31,9 @@ from services.registry.metadata.refusals import (
     version_in_use,
     version_not_found,
 )
-from services.registry.metadata.times import utc_now
 from splitmesh.model.lineage import VersionName
+from splitmesh.sql.fields import check_fields
+from splitmesh.sql.times import utc_now
 
 
 class MemoryStore(MemoryDatasets):

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from services.registry.metadata import sql_pictures
-from services.registry.metadata.database import Threads
 from splitmesh.errors import MeshError
+from splitmesh.sql.database import Threads
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from services.registry.metadata.refusals import alias_moved, alias_not_found
 from services.registry.metadata.sql_log import log, next_sequence
 from services.registry.metadata.sql_versions import latest_version, require_version
 from services.registry.metadata.tables import alias_moves, aliases, state
-from services.registry.metadata.times import from_us, to_us
+from splitmesh.sql.times import from_us, to_us
 
 
 def set_alias(connection: Connection, change: AliasChange, actor: Actor, time: datetime) -> AliasMove:

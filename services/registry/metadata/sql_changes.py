@@ -26,7 +26,7 @@ from services.registry.metadata.tables import (
     version_needs,
     versions,
 )
-from services.registry.metadata.times import to_us
+from splitmesh.sql.times import to_us
 
 
 def add_signature(

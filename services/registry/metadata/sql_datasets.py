@@ -24,7 +24,7 @@ from services.registry.metadata.tables import (
     lineage_datasets,
     pictures,
 )
-from services.registry.metadata.times import from_us, to_us
+from splitmesh.sql.times import from_us, to_us
 
 _AT_ONCE = 1000
 """Digests in one statement; SQLite and PostgreSQL take some ten thousand values."""

@@ -12,7 +12,7 @@ from services.registry.metadata.acts import Act, keyring_put, keyrings_removed
 from services.registry.metadata.records import Actor, Event
 from services.registry.metadata.refusals import keyring_stale
 from services.registry.metadata.tables import events, keyrings, state
-from services.registry.metadata.times import from_us, to_us
+from splitmesh.sql.times import from_us, to_us
 
 
 def next_sequence(connection: Connection, column: Column[int]) -> int:

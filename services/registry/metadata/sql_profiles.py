@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from services.registry.metadata.records import ProfileRecord
 from services.registry.metadata.refusals import MAX_PROFILES, too_many_profiles, up_to
 from services.registry.metadata.tables import profiles
-from services.registry.metadata.times import from_us, to_us
+from splitmesh.sql.times import from_us, to_us
 
 
 def put_profile(connection: Connection, record: ProfileRecord) -> None:

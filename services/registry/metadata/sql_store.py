@@ -1,7 +1,7 @@
 """Metadata in a database, SQLite or PostgreSQL: durable. Knows which calls write, and nothing of how.
 
 What each call does is in ``sql_versions``, ``sql_changes``, ``sql_needs``, ``sql_aliases``, ``sql_datasets``, ``sql_log`` and
-``sql_profiles``; threads are in ``database``, connections and transactions in ``sqlite_database`` and ``postgres_database``.
+``sql_profiles``; threads, connections and transactions are in ``splitmesh.sql``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from services.registry.metadata import (
     sql_profiles,
     sql_versions,
 )
-from services.registry.metadata.database import DatabaseLostError, Threads
-from services.registry.metadata.database_url import database_at
-from services.registry.metadata.fields import check_fields
 from services.registry.metadata.picture_sets import PictureSets
 from services.registry.metadata.port import Removal
 from services.registry.metadata.records import (
@@ -42,8 +39,12 @@ from services.registry.metadata.records import (
     Signature,
     Version,
 )
-from services.registry.metadata.times import utc_now
+from services.registry.metadata.schema import SCHEMA
 from splitmesh.model.lineage import VersionName
+from splitmesh.sql.database import DatabaseLostError, Threads
+from splitmesh.sql.database_url import database_at
+from splitmesh.sql.fields import check_fields
+from splitmesh.sql.times import utc_now
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -72,7 +73,9 @@ class SqlStore:
         check_every_s: float = 2.0,
         on_lost: Callable[[DatabaseLostError], None] = lambda _error: None,
     ) -> None:
-        self._threads = Threads(database_at(url), open_wait_s=lock_wait_s, check_every_s=check_every_s, on_lost=on_lost)
+        self._threads = Threads(
+            database_at(url, SCHEMA), open_wait_s=lock_wait_s, check_every_s=check_every_s, on_lost=on_lost
+        )
         self._pictures = PictureSets(self._threads)
         self._now = now
 

@@ -26,9 +26,9 @@ from services.registry.metadata.tables import (
     version_needs,
     versions,
 )
-from services.registry.metadata.times import from_us, to_us
 from splitmesh.errors import MeshError
 from splitmesh.model.lineage import Lineage
+from splitmesh.sql.times import from_us, to_us
 
 
 def find_request(connection: Connection, model: str, request_id: str, now: datetime) -> Version | None:

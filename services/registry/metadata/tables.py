@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Column, ForeignKeyConstraint, Index, MetaData, Table, UniqueConstraint
 
-from services.registry.metadata.columns import BYTES, KEYED, NUMBER, NUMBERED, TEXT, key, needed
+from splitmesh.sql.columns import BYTES, KEYED, NUMBER, NUMBERED, TEXT, key, needed
 
 metadata = MetaData()
 

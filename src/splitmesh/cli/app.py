@@ -10,16 +10,20 @@ from splitmesh.cli import (
     adapting,
     compressing,
     datasets,
+    deploying,
+    deployments,
+    fleet_nodes,
     infer,
     keys,
     models,
-    nodes,
     outcomes,
     planning,
     profiling,
     route,
     samples,
+    services,
     splitting,
+    tasks,
 )
 from splitmesh.cli.output import how_to_install
 from splitmesh.errors import Reason
@@ -44,7 +48,12 @@ app.add_typer(compressing.app, name="compressions")
 app.add_typer(route.app, name="route")
 app.add_typer(samples.app, name="samples")
 app.command()(outcomes.outcomes)
-app.command()(nodes.nodes)
+app.command()(services.services)
+app.add_typer(fleet_nodes.app, name="nodes")
+app.command()(deploying.deploy)
+app.command()(deploying.rollback)
+app.add_typer(deployments.app, name="deployments")
+app.add_typer(tasks.app, name="tasks")
 
 EXTRAS = {"onnx": "cloud", "onnxruntime": "cloud", "scipy": "cloud", "constriction": "cloud", "matplotlib": "plot"}
 """What is not part of the base package, and the extra that brings it."""

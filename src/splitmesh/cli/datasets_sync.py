@@ -31,10 +31,11 @@ from splitmesh.cli.models_pull import LimitOption
 from splitmesh.cli.models_shown import transfer
 from splitmesh.cli.output import JsonOption, run, show_json
 from splitmesh.cli.who import who
-from splitmesh.client.dataset_copies import ENDING, Copies, publish_copies
+from splitmesh.client.dataset_copies import ENDING, Copies
 from splitmesh.client.dataset_log import SyncLog
+from splitmesh.client.dataset_publish import push_version
 from splitmesh.client.dataset_pull import Pulled, look_for, pull_pictures
-from splitmesh.client.dataset_push import Pushed, push_pictures
+from splitmesh.client.dataset_push import Pushed
 from splitmesh.client.dataset_sharing import NO_RULE
 from splitmesh.errors import MeshError, field_error
 
@@ -72,19 +73,16 @@ def push(
             log = _Log(folder, chosen, by)
             log.add("pushing")
             with log.failing("push failed"), transfer(chosen.title) as on_progress:
-                what = (registry_of(opened, limit_mbit), chosen.name, chosen.dataset, here, rules)
-                pushed = await push_pictures(*what, on_progress=on_progress)
-                may_leave = rules.lets_manifest(info.dataset)
-
-                async def published() -> Copies:
-                    about = (info, chosen.dataset, pushed.left, pushed.kept_here)
-                    return await publish_copies(client, *about, created_by=by or who(), may_leave=may_leave)
-
-                copies = await published()
-                # Copies that nothing named until now may have been collected during a long push.
-                if await what[0].missing([copy.sha256 for copy in pushed.left.values() if copy is not None]):
-                    pushed = await push_pictures(*what, on_progress=on_progress)
-                    copies = await published()
+                pushed, copies = await push_version(
+                    registry_of(opened, limit_mbit),
+                    client,
+                    info,
+                    chosen.dataset,
+                    here,
+                    rules,
+                    created_by=by or who(),
+                    on_progress=on_progress,
+                )
             log.add("pushed", _plain(pushed))
         return chosen, pushed, copies
 

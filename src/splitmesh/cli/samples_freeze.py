@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,19 +34,14 @@ from splitmesh.cli.samples_options import (
     class_names,
     filter_of,
 )
-from splitmesh.cli.samples_source import Source, records_of, samples_of
+from splitmesh.cli.samples_source import records_of, samples_of
 from splitmesh.cli.who import who
-from splitmesh.datasets.folder import PictureFolder
+from splitmesh.client.sample_pictures import keep_pictures
 from splitmesh.datasets.manifest import Dataset
-from splitmesh.errors import MeshError, Reason
 from splitmesh.samples.freeze import freeze as freeze_records
-from splitmesh.samples.record import SampleRecord
 
 if TYPE_CHECKING:
     from splitmesh.client.datasets import DatasetVersionInfo
-
-LOST = frozenset({Reason.SAMPLE_NOT_FOUND, Reason.ARTIFACT_NOT_FOUND, Reason.DIGEST_MISMATCH})
-"""What costs one picture and not the others: the head let go of it meanwhile, or its bytes are no longer its own."""
 
 
 def freeze(
@@ -82,7 +76,8 @@ def freeze(
         with site_pictures.taking_in():
             async with samples_of(head, data_dir) as source:
                 records = await records_of(source, wanted)
-                lost = await _keep(source, records, site_pictures)
+                with pictures("keeping") as on_picture:
+                    lost = await keep_pictures(source, records, site_pictures, on_picture)
             found = [record for record in records if record.id not in lost]
             dataset = freeze_records(found, seed=seed, shares=wanted_shares, classes=names)
             sha256 = await asyncio.to_thread(site_pictures.keep_manifest, dataset)
@@ -93,26 +88,3 @@ def freeze(
     show_made(dataset, info, json)
     if lost and not json:
         print(f"left out: {lost:,} whose picture was gone or damaged where it was kept")
-
-
-async def _keep(source: Source, records: Sequence[SampleRecord], folder: PictureFolder) -> set[str]:
-    """Takes the labelled pictures into the folder; ids of samples whose picture cannot be had any more.
-
-    MeshError CONTENT_NOT_ALLOWED where a head keeps its pictures to itself.
-    """
-    wanted = [record for record in records if record.label is not None and record.picture is not None]
-    lost: set[str] = set()
-    with pictures("keeping") as on_picture:
-        for done, record in enumerate(wanted, 1):
-            if not await asyncio.to_thread(folder.renew, record.picture or ""):
-                try:
-                    _, data = await source.content(record.id)
-                    kept = await asyncio.to_thread(folder.add, data)
-                except MeshError as error:
-                    if error.reason not in LOST:
-                        raise
-                    kept = ""
-                if kept != record.picture:
-                    lost.add(record.id)
-            on_picture(done, len(wanted))
-    return lost

@@ -14,12 +14,12 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from splitmesh.client.registry import ArtifactRef, RegistryClient, VersionInfo
+from splitmesh.client.registry import ArtifactRef, OnProgress, RegistryClient, VersionInfo
 from splitmesh.client.version_note import note_from_version, version_from_note
 from splitmesh.durable import make_folders, write_file
 from splitmesh.errors import MeshError, Reason
@@ -62,8 +62,8 @@ class ModelCache:
         self._now = now
         self._fetching: dict[str, tuple[asyncio.Lock, int]] = {}
 
-    async def part(self, version: VersionInfo, name: str) -> bytes:
-        """One artefact, verified.
+    async def part(self, version: VersionInfo, name: str, *, on_progress: OnProgress | None = None) -> bytes:
+        """One artefact, verified; ``on_progress`` is told bytes done and altogether while it is fetched.
 
         Raises:
             MeshError: MODEL_INCOMPLETE, the version has none of this name; SIGNATURE_MISSING, SIGNATURE_INVALID, KEY_UNKNOWN,
@@ -79,11 +79,16 @@ class ModelCache:
             if content is None:
                 await asyncio.to_thread(_make, path.parent)
                 base = await asyncio.to_thread(self._relative, version, name)
-                await self._registry.pull_to_file(ref, path, base=base)
+                await self._registry.pull_to_file(ref, path, base=base, on_progress=on_progress)
                 content = await asyncio.to_thread(_read_verified, path, ref)
                 await asyncio.to_thread(self._drop_parts, version)
         # A disk that does not give back what it took must not stop a line.
         return await self._registry.pull_artifact(ref) if content is None else content
+
+    async def missing(self, version: VersionInfo, names: Sequence[str]) -> list[str]:
+        """Which of a version's artefacts are not here in their full length; what is here is verified when it is read."""
+        refs = [version.artifact(name) for name in names]
+        return await asyncio.to_thread(lambda: [ref.name for ref in refs if not self._has(ref)])
 
     async def manifest(self, version: VersionInfo) -> Manifest:
         """The version's manifest."""
@@ -105,6 +110,10 @@ class ModelCache:
         """Keep what a name such as ``model@alias`` stood for."""
         await asyncio.to_thread(_write, self._note(name), note_from_version(version))
 
+    async def forget(self, name: str) -> None:
+        """What the name stood for may go when there is no room."""
+        await asyncio.to_thread(_removed, self._note(name))
+
     async def recall(self, name: str) -> VersionInfo | None:
         """What the name stood for when last remembered; a note of another model or number is none."""
         known = await asyncio.to_thread(_read_version, self._note(name))
@@ -125,6 +134,12 @@ class ModelCache:
             _, users = self._fetching.pop(sha256)
             if users > 1:
                 self._fetching[sha256] = (lock, users - 1)
+
+    def _has(self, ref: ArtifactRef) -> bool:
+        try:
+            return (self._folder / "parts" / ref.sha256).stat().st_size == ref.size_bytes
+        except OSError:
+            return False
 
     def _signed_since(self, verified: VersionInfo) -> None:
         """Notes of this version get its new signatures, so that a restart without a registry has them."""

@@ -89,11 +89,12 @@ class NodeProfiler:
         async with mesh_errors():
             stub = segment_pb2_grpc.SegmentServiceStub(self._channels.at(address))
             answer = await stub.Profile(_messages(start, piece), timeout=budget_s + PROFILE_MARGIN_S)
-        if not (0 <= answer.median_ms < math.inf and 0 <= answer.p90_ms < math.inf):
+        if not all(0 <= ms < math.inf for ms in (answer.median_ms, answer.p90_ms, answer.p99_ms)):
             raise MeshError(
                 Reason.PROTOCOL_VIOLATION, f"the node at {address} timed {answer.median_ms} and {answer.p90_ms} ms"
             )
-        return Timing(answer.median_ms, answer.p90_ms, answer.runs, answer.backend, answer.threads), answer.host
+        timing = Timing(answer.median_ms, answer.p90_ms, answer.runs, answer.backend, answer.threads, answer.p99_ms)
+        return timing, answer.host
 
     async def _describe(self, service: str, address: str) -> NodeInfo | None:
         stub = segment_pb2_grpc.SegmentServiceStub(self._channels.at(address))

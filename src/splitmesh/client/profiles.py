@@ -27,6 +27,7 @@ def profile_to_message(profile: Profile) -> profile_pb2.Profile:
         key=profile_pb2.ProfileKey(**profile.key.model_dump()),
         whole_ms=profile.whole_ms,
         whole_p90_ms=profile.whole_p90_ms,
+        whole_p99_ms=profile.whole_p99_ms,
         whole_bytes=profile.whole_bytes,
         cuts=[profile_pb2.CutProfile(**cut.model_dump()) for cut in profile.cuts],
         nodes=[profile_pb2.NodeProfile(**node.model_dump()) for node in profile.nodes],
@@ -46,6 +47,7 @@ def profile_from_message(message: profile_pb2.Profile) -> Profile:
     try:
         return Profile(
             key=ProfileKey(**_fields(message.key)),
+            whole_p99_ms=message.whole_p99_ms if message.HasField("whole_p99_ms") else None,
             cuts=tuple(CutProfile(**_fields(cut)) for cut in message.cuts),
             nodes=tuple(NodeProfile(**_fields(node)) for node in message.nodes),
             pictures={codec: PictureProfile(**_fields(entry)) for codec, entry in message.pictures.items()},

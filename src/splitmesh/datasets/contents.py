@@ -102,8 +102,10 @@ class Contents:
 class FolderLock:
     """Makes a folder and holds it; the kernel lets go of it when the process dies in any way."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, what: str = "samples") -> None:
+        """``what`` is in it, in words."""
         self._folder = folder
+        self._what = what
         self._descriptor = -1
 
     def take(self) -> None:
@@ -114,7 +116,9 @@ class FolderLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise MeshError(Reason.SERVICE_UNAVAILABLE, "another process works in this folder of samples") from error
+            raise MeshError(
+                Reason.SERVICE_UNAVAILABLE, f"another process works in this folder of {self._what}"
+            ) from error
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -50,6 +50,7 @@ IDEMPOTENT = (
         ("GetDatasetVersion", "ListDatasets", "ListDatasetVersions"),
     ),
     ("splitmesh.api.segment.v1.SegmentService", ("Describe",)),
+    ("splitmesh.api.serving.v1.ServingService", ("Assign", "Withdraw", "SetHostPolicy")),
     (
         "splitmesh.api.routing.v1.RoutingService",
         (
@@ -70,6 +71,22 @@ IDEMPOTENT = (
         ("ListSamples", "GetSample", "LabelSample", "GetSampleCounts"),
     ),
     ("splitmesh.api.compression.v1.CompressionService", ("ListCompressions", "CancelCompression", "GetReport")),
+    (
+        "splitmesh.api.fleet.v1.FleetService",
+        (
+            "CommitRecords",
+            "ListRecords",
+            "ListNodes",
+            "GetNode",
+            "SetNodeLabels",
+            "SetHostPolicy",
+            "ListTasks",
+            "CancelTask",
+            "GetDeployment",
+            "ListDeployments",
+            "PauseDeployment",
+        ),
+    ),
 )
 """Unary methods that may be sent twice; only these are retried, on UNAVAILABLE."""
 
@@ -102,6 +119,14 @@ READ_AHEAD_BYTES = 64 * 1024
 PACED = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", READ_AHEAD_BYTES))
 """Without the probe, which finds out what a link can carry and has up to 16 MiB sent before anybody reads (measured: 12 MB
 within a second to a reader of 1 MB/s), what is on its way to a slow reader is the message that it waits for and little more."""
+
+
+WATCHED = (("grpc.http2.ping_timeout_ms", 1500),)
+"""For streams whose end must be seen although nobody answers. A ping goes out when nothing came for two seconds, and gRPC waits
+60 s for its answer unless told otherwise here, whatever the keepalive's own time-out says: that one bounds the wait for TCP's
+acknowledgements, which a proxy or a suspended peer gives (measured with grpcio 1.85: a stream on a link that swallows
+everything ends after 3 s with this option and not within 15 s without). Not for uploads: on a narrow link a ping's answer waits
+behind what is on its way."""
 
 
 class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):
@@ -202,8 +227,8 @@ class Channels:
 
     @asynccontextmanager
     async def hold(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
-        """The channel shared by all who hold one to this address; closed when the last block ends."""
-        channel, holders = self._held.get(address) or (self._channel(address), 0)
+        """The channel shared by all who hold one to this address, ``WATCHED``; closed when the last block ends."""
+        channel, holders = self._held.get(address) or (self._channel(address, WATCHED), 0)
         self._held[address] = (channel, holders + 1)
         try:
             yield channel
@@ -229,5 +254,5 @@ class Channels:
         if self._paced is not None:
             await self._paced.close()
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        return open_channel(address, max_frame_bytes=self._max_frame_bytes, more=self._more)
+    def _channel(self, address: str, more: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+        return open_channel(address, max_frame_bytes=self._max_frame_bytes, more=(*self._more, *more))

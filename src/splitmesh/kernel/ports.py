@@ -7,7 +7,9 @@ PORTS = {
     "partitioner": 7002,
     "compressor": 7003,
     "router": 7004,
+    "fleet": 7005,
     "head": 7010,
+    "agent": 7011,
     "tail": 7020,
 }
 

@@ -97,6 +97,7 @@ class PieceTimer:
             node=self._settings.node,
             median_ms=timing.median_ms,
             p90_ms=timing.p90_ms,
+            p99_ms=timing.p99_ms,
             runs=timing.runs,
             backend=timing.backend,
             threads=timing.threads,
@@ -124,7 +125,9 @@ class PieceTimer:
 def live_messages(timings: Iterable[LiveTiming]) -> list[segment_pb2.LiveTiming]:
     """Live timings as messages."""
     return [
-        segment_pb2.LiveTiming(batch=one.batch, runs=one.runs, median_ms=one.median_ms, p90_ms=one.p90_ms)
+        segment_pb2.LiveTiming(
+            batch=one.batch, runs=one.runs, median_ms=one.median_ms, p90_ms=one.p90_ms, p99_ms=one.p99_ms
+        )
         for one in timings
     ]
 

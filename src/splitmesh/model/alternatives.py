@@ -113,12 +113,13 @@ class LinkState:
     """Waiting of a message for those before it to cross, as seen; what a figure of the load would predict is not in it."""
 
 
-def expected_ms(way: Alternative, link: LinkState, frames_per_s: float, *, edge_workers: int = 1) -> float:
+def expected_ms(way: Alternative, link: LinkState, frames_per_s: float, *, edge_workers: float = 1.0) -> float:
     """Mean latency of a sample that goes this way, waiting for the edge and the uplink included; infinite when nothing
     gets through.
 
     Waiting: M/D/1, rho / (2 (1 - rho)) of the service time, which many cameras with constant service times come close
-    to. Above ``FULL`` a queue would grow without end; then the figure only says which way is overloaded less.
+    to. ``edge_workers`` is what the model can have of the edge, beside others. Above ``FULL`` a queue would grow without
+    end; then the figure only says which way is overloaded less.
     """
     edge = _served(way.edge_ms, frames_per_s / edge_workers)
     if way.share == 0:

@@ -38,13 +38,18 @@ def corrected(profile: Profile, side: Side, cut: frozenset[str], live_ms: float,
     factor = min(max(live_ms / expected, FACTORS[0]), FACTORS[1])
     if abs(factor - 1) < NEGLIGIBLE:
         return None
-    times = ("head_ms", "head_p90_ms", "tail_ms", "tail_p90_ms")
+    times = ("head_ms", "head_p90_ms", "head_p99_ms", "tail_ms", "tail_p90_ms", "tail_p99_ms")
+
+    def scaled(ms: float | None) -> float | None:
+        return None if ms is None else ms * factor
+
     return profile.model_copy(
         update={
             "whole_ms": profile.whole_ms * factor,
             "whole_p90_ms": profile.whole_p90_ms * factor,
+            "whole_p99_ms": scaled(profile.whole_p99_ms),
             "cuts": tuple(
-                one.model_copy(update={name: getattr(one, name) * factor for name in times} | {"live_runs": runs})
+                one.model_copy(update={name: scaled(getattr(one, name)) for name in times} | {"live_runs": runs})
                 for one in profile.cuts
             ),
             "nodes": tuple(

@@ -22,10 +22,12 @@ class Times(NamedTuple):
 
     median_ms: float
     p90_ms: float
+    p99_ms: float = 0.0
+    """0: not known."""
 
     def at(self, factor: float) -> Times:
-        """Both times so."""
-        return Times(self.median_ms * factor, self.p90_ms * factor)
+        """All times so."""
+        return Times(self.median_ms * factor, self.p90_ms * factor, self.p99_ms * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ Points = Mapping[Tensors, Point]
 
 def per_sample(timing: Timing, batch: int) -> Times:
     """A run's times divided by its samples."""
-    return Times(timing.median_ms / batch, timing.p90_ms / batch)
+    return Times(timing.median_ms / batch, timing.p90_ms / batch, timing.p99_ms / batch)
 
 
 @dataclass(slots=True)
@@ -81,8 +83,8 @@ def known_points(profile: Profile) -> dict[Tensors, Point]:
     """What an earlier profile measured."""
     return {
         cut.tensors: Point(
-            Times(cut.head_ms, cut.head_p90_ms),
-            Times(cut.tail_ms, cut.tail_p90_ms),
+            Times(cut.head_ms, cut.head_p90_ms, cut.head_p99_ms or 0.0),
+            Times(cut.tail_ms, cut.tail_p90_ms, cut.tail_p99_ms or 0.0),
             cut.agreement.get(QUANTISED_CODEC),
         )
         for cut in profile.cuts

@@ -106,11 +106,11 @@ def assemble(
     everything = (1 << len(work)) - 1
     timed = [(cut, points[cut.tensors]) for cut in found.cuts if cut.tensors in points and cut.tensors not in refused]
     heads = [
-        share_out(work, [(cut.head, point.head[which]) for cut, point in timed], whole[which]) for which in range(2)
+        share_out(work, [(cut.head, point.head[which]) for cut, point in timed], whole[which]) for which in range(3)
     ]
     tails = [
         share_out(work, [(everything & ~cut.head, point.tail[which]) for cut, point in timed], whole[which])
-        for which in range(2)
+        for which in range(3)
     ]
     head_shares, tail_shares = np.array(heads), np.array(tails)
     told = {} if known is None else {cut.tensors: cut for cut in known.cuts}
@@ -129,6 +129,7 @@ def assemble(
         key=key,
         whole_ms=whole.median_ms,
         whole_p90_ms=whole.p90_ms,
+        whole_p99_ms=_worst(whole),
         whole_bytes=found.whole_bytes,
         cuts=tuple(cuts),
         nodes=tuple(
@@ -265,6 +266,8 @@ def _cut_profile(cut: SurveyedCut, point: Point, measured: bool) -> CutProfile:
         head_p90_ms=point.head.p90_ms,
         tail_ms=point.tail.median_ms,
         tail_p90_ms=point.tail.p90_ms,
+        head_p99_ms=_worst(point.head),
+        tail_p99_ms=_worst(point.tail),
         measured=measured,
         head_bytes=cut.head_bytes,
         raw_bytes=cut.raw_bytes,
@@ -273,6 +276,11 @@ def _cut_profile(cut: SurveyedCut, point: Point, measured: bool) -> CutProfile:
         decode_ms=cut.cost.decode_ms,
         agreement={} if point.agreement is None else {QUANTISED_CODEC: point.agreement},
     )
+
+
+def _worst(times: Times) -> float | None:
+    """Never less than what nine in ten take, also where it was interpolated between cuts that know it and others."""
+    return max(times.p99_ms, times.p90_ms) if times.p99_ms else None
 
 
 def _learnt(earlier: CutProfile, entry: CutProfile) -> dict[str, object]:

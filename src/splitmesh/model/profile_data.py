@@ -96,6 +96,9 @@ class CutProfile(_Data):
     tail_ms: Milliseconds
     """Median of the tail as one fused session."""
     tail_p90_ms: Milliseconds
+    head_p99_ms: Milliseconds | None = None
+    """Of the head: what a deadline has to reckon with. None: the profile was taken before this was noted."""
+    tail_p99_ms: Milliseconds | None = None
     measured: bool
     """False: the four times are interpolated between measured cuts."""
     live_runs: int = Field(default=0, ge=0)
@@ -133,6 +136,8 @@ class Profile(_Data):
     whole_ms: Milliseconds
     """Median of the whole model as one session."""
     whole_p90_ms: Milliseconds
+    whole_p99_ms: Milliseconds | None = None
+    """What a deadline has to reckon with; None: not noted."""
     whole_bytes: Size
     """The serialised model."""
     cuts: tuple[CutProfile, ...]
@@ -165,7 +170,11 @@ class Profile(_Data):
     @property
     def sha256(self) -> str:
         """Of what it says, in whatever order it says it; a profile that was measured again has another."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        told = self.model_dump(mode="json")
+        for entry in (told, *told["cuts"]):
+            for name in [name for name, value in entry.items() if name.endswith("_p99_ms") and value is None]:
+                del entry[name]  # as the profile was hashed before these were noted
+        text = json.dumps(told, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod

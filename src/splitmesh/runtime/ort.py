@@ -17,7 +17,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from splitmesh.errors import MeshError, Reason, field_error
-from splitmesh.tensor.spec import Array, TensorSpec, spec_of
+from splitmesh.runtime.feeds import require_feeds
+from splitmesh.tensor.spec import Array, TensorSpec
 
 ORT_DTYPES = {
     "tensor(float)": "float32",
@@ -175,7 +176,7 @@ class OrtSession:
         session = self._session
         if session is None:
             raise MeshError(Reason.NOT_READY, "the session is closed")
-        self._require_feeds(feeds)
+        require_feeds(self._inputs, feeds)
         options = ort.RunOptions()
         options.log_severity_level = _QUIET
         try:
@@ -190,20 +191,6 @@ class OrtSession:
     def close(self) -> None:
         """Give the memory back; closing twice is harmless."""
         self._session = None
-
-    def _require_feeds(self, feeds: Mapping[str, Array]) -> None:
-        expected = {spec.name for spec in self._inputs}
-        if feeds.keys() != expected:
-            raise MeshError(
-                Reason.TENSOR_SHAPE_MISMATCH,
-                f"the tensors given are {sorted(feeds)}, the model takes {sorted(expected)}",
-                metadata={
-                    "missing": ", ".join(sorted(expected - feeds.keys())),
-                    "unknown": ", ".join(sorted(feeds.keys() - expected)),
-                },
-            )
-        for spec in self._inputs:
-            spec.require_match(spec_of(spec.name, feeds[spec.name]))
 
 
 def _require_providers(wanted: Sequence[str]) -> None:

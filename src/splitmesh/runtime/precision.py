@@ -20,17 +20,18 @@ def has_half_weights(model: bytes) -> bool:
     try:
         return any(
             entry == (_TYPE, _FLOAT16)
-            for number, graph in _fields(memoryview(model))
+            for number, graph in fields(memoryview(model))
             if number == _GRAPH and isinstance(graph, memoryview)
-            for kind, weight in _fields(graph)
+            for kind, weight in fields(graph)
             if kind == _WEIGHT and isinstance(weight, memoryview)
-            for entry in _fields(weight)
+            for entry in fields(weight)
         )
     except (ValueError, IndexError):
         return False
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Number and value of each field; of fixed sizes none. Raises ValueError or IndexError for what is no protobuf."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)

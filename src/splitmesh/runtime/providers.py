@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ import numpy as np
 import onnxruntime
 
 from splitmesh.errors import MeshError, Reason, field_error
+from splitmesh.runtime.answers import distance
 from splitmesh.runtime.engines import engine_folder, forget_engines
 from splitmesh.runtime.inputs import random_feed
 from splitmesh.runtime.ort import CPU, OrtSession
 from splitmesh.runtime.precision import has_half_weights
 from splitmesh.runtime.session import Session
-from splitmesh.tensor.spec import Array, TensorSpec
+from splitmesh.tensor.spec import TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -201,32 +201,12 @@ def _require_same_answers(session: Session, reference: Session, name: str, sampl
         return
     expected, found = reference.run(feed), session.run(feed)
     for output, right in expected.items():
-        if (distance := _distance(right, found[output])) > TOLERANCE:
+        if (apart := distance(right, found[output])) > TOLERANCE:
             raise MeshError(
                 Reason.MODEL_OPERATOR_UNSUPPORTED,
-                f"{name} answers otherwise than the CPU: {output!r} differs by {distance:.3g} of its largest magnitude, "
+                f"{name} answers otherwise than the CPU: {output!r} differs by {apart:.3g} of its largest magnitude, "
                 f"{TOLERANCE} is tolerated",
             )
-
-
-def _distance(right: Array, found: Array) -> float:
-    """Largest difference as a share of the right answer's largest magnitude; infinite for another shape.
-
-    Integers of more than 8 bits and flags count only by shape: they are decisions, such as a class, which on noise may
-    hang on the last digit.
-    """
-    if right.shape != found.shape or right.dtype != found.dtype:
-        return math.inf
-    if right.size == 0 or (right.dtype.kind != "f" and (right.dtype.itemsize > 1 or right.dtype.kind == "b")):
-        return 0.0
-    wide_right, wide_found = right.astype(np.float64), found.astype(np.float64)
-    if not np.array_equal(np.isfinite(wide_right), np.isfinite(wide_found)):
-        return math.inf
-    finite = np.isfinite(wide_right)
-    if not finite.any():
-        return 0.0
-    scale = max(float(np.abs(wide_right[finite]).max()), float(np.finfo(np.float32).tiny))
-    return float(np.abs(wide_right[finite] - wide_found[finite]).max()) / scale
 
 
 def _options(

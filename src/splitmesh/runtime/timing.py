@@ -44,6 +44,8 @@ class Timing:
     """Execution provider that ran it, the preferred one when there are several."""
     threads: int
     """Inside one operator."""
+    p99_ms: float = 0.0
+    """Of few runs the longest, nearly; 0: not known."""
 
 
 def time_piece(
@@ -93,7 +95,12 @@ def time_piece(
             if len(times) >= MIN_RUNS and end - begun > budget_s:
                 break
         return Timing(
-            float(np.median(times)), float(np.percentile(times, 90)), len(times), session.providers[0], threads
+            float(np.median(times)),
+            float(np.percentile(times, 90)),
+            len(times),
+            session.providers[0],
+            threads,
+            float(np.percentile(times, 99)),
         )
 
 
@@ -131,6 +138,8 @@ class LiveTiming:
     """All since the segment was loaded; the median is of the last ``LIVE_WINDOW``."""
     median_ms: float
     p90_ms: float
+    p99_ms: float = 0.0
+    """What a deadline has to reckon with."""
 
 
 @dataclass(slots=True)
@@ -160,6 +169,12 @@ class LiveTimings:
         with self._lock:
             windows = [(batch, window.runs, list(window.recent)) for batch, window in sorted(self._windows.items())]
         return [
-            LiveTiming(batch, runs, float(np.median(recent)), float(np.percentile(recent, 90)))
+            LiveTiming(
+                batch,
+                runs,
+                float(np.median(recent)),
+                float(np.percentile(recent, 90)),
+                float(np.percentile(recent, 99)),
+            )
             for batch, runs, recent in windows
         ]

@@ -1,4 +1,5 @@
-"""The SQLite file of a store: opening it, and what its failures and those of the disk mean. Knows no tables' meaning."""
+"""The SQLite file of a store, of samples unless it is said otherwise: opening it, and what its failures and those of the disk
+mean. Knows no tables' meaning."""
 
 from __future__ import annotations
 
@@ -40,32 +41,33 @@ class Reserve:
             os.unlink(self._path)
 
 
-def open_database(path: Path) -> sqlite3.Connection:
+def open_database(
+    path: Path | str, schema: str = SCHEMA, version: int = SCHEMA_VERSION, what: str = "samples"
+) -> sqlite3.Connection:
     """Write-ahead log, synchronous=FULL, autocommit. SERVICE_UNAVAILABLE for a later schema; sqlite3.Error for no database."""
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found > SCHEMA_VERSION:
+        if found > version:
             raise MeshError(
-                Reason.SERVICE_UNAVAILABLE,
-                f"the samples have schema {found}; this program knows up to {SCHEMA_VERSION}",
+                Reason.SERVICE_UNAVAILABLE, f"the {what} have schema {found}; this program knows up to {version}"
             )
         if found == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            db.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {version}; COMMIT;")
     except BaseException:
         db.close()
         raise
     return db
 
 
-def unusable(error: OSError | sqlite3.Error) -> MeshError:
+def unusable(error: OSError | sqlite3.Error, what: str = "samples") -> MeshError:
     """STORAGE_FULL when space is what is missing, else SERVICE_UNAVAILABLE."""
     if isinstance(error, OSError):
         full, detail = error.errno in _FULL, error.strerror or type(error).__name__
     else:
         full, detail = getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_FULL, str(error)
     if full:
-        return MeshError(Reason.STORAGE_FULL, f"the store of samples cannot write: {detail}", retry_after_s=60.0)
-    return MeshError(Reason.SERVICE_UNAVAILABLE, f"the store of samples is not usable: {detail}")
+        return MeshError(Reason.STORAGE_FULL, f"the store of {what} cannot write: {detail}", retry_after_s=60.0)
+    return MeshError(Reason.SERVICE_UNAVAILABLE, f"the store of {what} is not usable: {detail}")

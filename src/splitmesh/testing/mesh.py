@@ -1,4 +1,4 @@
-"""A whole mesh on this machine: the six services, with a link relay before each tail and each node of a chain's middle.
+"""A whole mesh on this machine: the services, with a link relay before each tail and each node of a chain's middle.
 
 One layout, several worlds: a :class:`Launcher` decides whether a service is a process (here) or lives in the test's own
 process. Services are run from a checkout (``python -m services.registry``), so a wheel alone cannot launch them. Used
@@ -20,10 +20,21 @@ from splitmesh.kernel.config import ServiceSettings
 from splitmesh.kernel.discovery_static import StaticDiscovery
 from splitmesh.testing.keys import OPERATOR, MeshKeys
 from splitmesh.testing.links import PROFILES, LinkProfile
-from splitmesh.testing.processes import MODULES, Launcher, ProcessLauncher, Running, ServiceProcess
+from splitmesh.testing.processes import (
+    MODULES,
+    WITHOUT_FLEET,
+    Launcher,
+    ProcessLauncher,
+    Running,
+    ServiceProcess,
+)
 from splitmesh.testing.relay import LinkRelay
 
-__all__ = ["MODULES", "Launcher", "LocalMesh", "ProcessLauncher", "Running", "ServiceProcess"]
+__all__ = ["MODULES", "WITHOUT_FLEET", "Launcher", "LocalMesh", "ProcessLauncher", "Running", "ServiceProcess"]
+
+EDGE = ("head", "agent")
+"""Beside the line; all others are on the far side of the cable."""
+SITE = "site-1"
 
 
 class _Operator(ServiceSettings):
@@ -42,10 +53,11 @@ class LocalMesh:
         link: LinkProfile = PROFILES["loopback"],
         otlp_endpoint: str = "",
         settings: Mapping[str, Mapping[str, str]] | None = None,
-        services: Collection[str] = MODULES,
+        services: Collection[str] = WITHOUT_FLEET,
         middle: Sequence[str] = (),
         tails: int = 1,
         trust: bool = True,
+        cable: bool = False,
     ) -> None:
         """Nothing runs yet.
 
@@ -55,11 +67,13 @@ class LocalMesh:
             link: profile of every relay, uplink and round trip.
             otlp_endpoint: where every service sends its spans.
             settings: more settings by service and field name; those of the tail are every tail's.
-            services: which to start, always in the order of ``MODULES``; the tail is one of them.
+            services: which to start, always in the order of ``MODULES``; the tail is one of them. Fleet and agent only run
+                where they are named.
             middle: names of nodes between head and tail, nearest to the head first; each runs the tail's program.
             tails: how many nodes run the last segment, each behind a relay of its own: `tail`, `tail-2`, `tail-3` …
             trust: every version is signed, and verified before it is used; a registry that comes with versions has them
                 signed by the operator.
+            cable: head and agent reach everything else over relays, so that :meth:`cut` takes all of it away at once.
         """
         self._launcher = launcher
         self._work_dir = work_dir
@@ -71,13 +85,14 @@ class LocalMesh:
         self._chain = [*middle, "tail"]
         self._wanted = [service for service in MODULES if service in services]
         behind = self._wanted.index("tail") + 1
+        self._cable = cable
         self._tails = ["tail", *(f"tail-{number}" for number in range(2, tails + 1))]
         self._wanted[behind:behind] = [*self._tails[1:], *reversed(middle)]
         self._services: dict[str, Running] = {}
         self._addresses: dict[str, str] = {}
         self._stack = AsyncExitStack()
         self.relays: dict[str, LinkRelay] = {}
-        """By the service they lead to: the tails, and nodes in the middle."""
+        """By the service they lead to: the tails, nodes in the middle, and with a cable all that the edge asks."""
         self.channels: Channels
 
     async def __aenter__(self) -> LocalMesh:
@@ -87,7 +102,7 @@ class LocalMesh:
                 await self.start(service)
                 if service == "registry" and self.keys is not None:
                     await self._begin_trust(self.keys)
-                if self._behind_a_relay(service):
+                if self._behind_a_relay(service) or (self._cable and service not in EDGE):
                     relay = LinkRelay(self._addresses[service], self._link)
                     self.relays[service] = await self._stack.enter_async_context(relay)
             table = {service: [address] for service, address in self._addresses.items() if service not in self._tails}
@@ -118,6 +133,8 @@ class LocalMesh:
         ``more`` settings are for this life of it only.
         """
         known = {name: address for name, address in self._addresses.items() if not self._behind_a_relay(name)}
+        if self._cable and service in EDGE:
+            known = {name: self._from_the_edge(name) for name in known}
         if service == "partitioner":
             # It measures on every node, not across the links; one tail speaks for all.
             known = {name: address for name, address in self._addresses.items() if name not in self._tails[1:]}
@@ -131,6 +148,8 @@ class LocalMesh:
             "otlp_endpoint": self._otlp_endpoint,
             "data_dir": str(self._work_dir / service),
             "reflection": "true",
+            **({"site": SITE} if service in EDGE and "agent" in self._wanted else {}),
+            **({"head_data_dir": str(self._work_dir / "head")} if service == "agent" else {}),
             **self._place(service, following),
             **(self.keys.settings(service) if self.keys is not None else {}),
             **(self._extra.get("tail", {}) if service in self._tails else {}),
@@ -153,6 +172,9 @@ class LocalMesh:
 
     def _behind_a_relay(self, service: str) -> bool:
         return service in self._chain or service in self._tails
+
+    def _from_the_edge(self, service: str) -> str:
+        return self.relays[service].address if service in self.relays else self._addresses[service]
 
     def _alike(self, service: str) -> list[str]:
         """Everyone who does a service's work."""
@@ -178,6 +200,21 @@ class LocalMesh:
     def relay(self) -> LinkRelay:
         """The one before the first tail."""
         return self.relays["tail"]
+
+    def cut(self) -> None:
+        """Nothing crosses the cable any more, in either direction; what head and agent send is swallowed."""
+        for relay in self._across():
+            relay.down()
+
+    def heal(self) -> None:
+        """The cable is back; connections from before :meth:`cut` are reset."""
+        for relay in self._across():
+            relay.up()
+
+    def _across(self) -> list[LinkRelay]:
+        if not self._cable:
+            raise RuntimeError("this mesh was made without a cable: LocalMesh(…, cable=True)")
+        return list(self.relays.values())
 
     async def stop(self, service: str) -> None:
         """Stop one service gracefully."""

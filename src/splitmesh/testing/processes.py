@@ -20,11 +20,15 @@ MODULES = {
     "registry": "services.registry",
     "router": "services.router",
     "compressor": "services.compressor",
+    "fleet": "services.fleet",
     "tail": "cloud.tail",
     "head": "edge.head",
+    "agent": "edge.agent",
     "partitioner": "services.partitioner",
 }
 """Every service by its short name, in the order of starting."""
+WITHOUT_FLEET = tuple(name for name in MODULES if name not in ("fleet", "agent"))
+"""Those of a single host whose versions follow aliases."""
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0

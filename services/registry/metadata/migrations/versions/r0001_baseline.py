@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 from sqlalchemy import Column, ForeignKeyConstraint, UniqueConstraint
 
-from services.registry.metadata.columns import KEYED, NUMBER, NUMBERED, TEXT, key, needed
+from splitmesh.sql.columns import KEYED, NUMBER, NUMBERED, TEXT, key, needed
 
 revision = "0001"
 down_revision = None

@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy import Column, ForeignKeyConstraint, UniqueConstraint, text
 from sqlalchemy.sql.schema import SchemaItem
 
-from services.registry.metadata.columns import BYTES, KEYED, NUMBER, NUMBERED, TEXT, key, needed
+from splitmesh.sql.columns import BYTES, KEYED, NUMBER, NUMBERED, TEXT, key, needed
 
 revision = "0002"
 down_revision = "0001"

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/profile/v1/profile.proto\x12\x18splitmesh.api.profile.v1\"^\n\nProfileKey\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\"\xd8\x03\n\x07Profile\x12\x31\n\x03key\x18\x01 \x01(\x0b\x32$.splitmesh.api.profile.v1.ProfileKey\x12\x10\n\x08whole_ms\x18\x02 \x01(\x01\x12\x14\n\x0cwhole_p90_ms\x18\x03 \x01(\x01\x12\x13\n\x0bwhole_bytes\x18\x04 \x01(\x04\x12\x32\n\x04\x63uts\x18\x05 \x03(\x0b\x32$.splitmesh.api.profile.v1.CutProfile\x12\x34\n\x05nodes\x18\x06 \x03(\x0b\x32%.splitmesh.api.profile.v1.NodeProfile\x12\x41\n\x08pictures\x18\x07 \x03(\x0b\x32/.splitmesh.api.profile.v1.Profile.PicturesEntry\x12\x0f\n\x07repeats\x18\x08 \x01(\r\x12\x0f\n\x07samples\x18\t \x01(\r\x12\x13\n\x0b\x63\x61libration\x18\n \x01(\t\x12\x0c\n\x04host\x18\x0b \x01(\t\x12\x10\n\x08\x63omplete\x18\x0c \x01(\x08\x1aY\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x37\n\x05value\x18\x02 \x01(\x0b\x32(.splitmesh.api.profile.v1.PictureProfile:\x02\x38\x01\"\xf6\x05\n\nCutProfile\x12\x0f\n\x07tensors\x18\x01 \x03(\t\x12\x10\n\x08position\x18\x02 \x01(\x01\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x13\n\x0bhead_p90_ms\x18\x04 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x05 \x01(\x01\x12\x13\n\x0btail_p90_ms\x18\x06 \x01(\x01\x12\x10\n\x08measured\x18\x07 \x01(\x08\x12\x11\n\tlive_runs\x18\x08 \x01(\r\x12\x12\n\nhead_bytes\x18\t \x01(\x04\x12\x11\n\traw_bytes\x18\n \x01(\x04\x12G\n\nwire_bytes\x18\x0b \x03(\x0b\x32\x33.splitmesh.api.profile.v1.CutProfile.WireBytesEntry\x12\x45\n\tencode_ms\x18\x0c \x03(\x0b\x32\x32.splitmesh.api.profile.v1.CutProfile.EncodeMsEntry\x12\x45\n\tdecode_ms\x18\r \x03(\x0b\x32\x32.splitmesh.api.profile.v1.CutProfile.DecodeMsEntry\x12\x17\n\nescalation\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x46\n\tagreement\x18\x0f \x03(\x0b\x32\x33.splitmesh.api.profile.v1.CutProfile.AgreementEntry\x12\x14\n\x07leakage\x18\x10 \x01(\x01H\x01\x88\x01\x01\x1a\x30\n\x0eWireBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rEncodeMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rDecodeMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x30\n\x0e\x41greementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_escalationB\n\n\x08_leakage\"\xf2\x01\n\x0bNodeProfile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07sources\x18\x02 \x03(\x11\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x04 \x01(\x01\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12H\n\nwire_bytes\x18\x06 \x03(\x0b\x32\x34.splitmesh.api.profile.v1.NodeProfile.WireBytesEntry\x12\x10\n\x08operator\x18\x07 \x01(\t\x1a\x30\n\x0eWireBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"p\n\x0ePictureProfile\x12\x12\n\nwire_bytes\x18\x01 \x01(\x04\x12\x11\n\tencode_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x16\n\tagreement\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_agreementb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&splitmesh/api/profile/v1/profile.proto\x12\x18splitmesh.api.profile.v1\"^\n\nProfileKey\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\"\x84\x04\n\x07Profile\x12\x31\n\x03key\x18\x01 \x01(\x0b\x32$.splitmesh.api.profile.v1.ProfileKey\x12\x10\n\x08whole_ms\x18\x02 \x01(\x01\x12\x14\n\x0cwhole_p90_ms\x18\x03 \x01(\x01\x12\x13\n\x0bwhole_bytes\x18\x04 \x01(\x04\x12\x32\n\x04\x63uts\x18\x05 \x03(\x0b\x32$.splitmesh.api.profile.v1.CutProfile\x12\x34\n\x05nodes\x18\x06 \x03(\x0b\x32%.splitmesh.api.profile.v1.NodeProfile\x12\x41\n\x08pictures\x18\x07 \x03(\x0b\x32/.splitmesh.api.profile.v1.Profile.PicturesEntry\x12\x0f\n\x07repeats\x18\x08 \x01(\r\x12\x0f\n\x07samples\x18\t \x01(\r\x12\x13\n\x0b\x63\x61libration\x18\n \x01(\t\x12\x0c\n\x04host\x18\x0b \x01(\t\x12\x10\n\x08\x63omplete\x18\x0c \x01(\x08\x12\x19\n\x0cwhole_p99_ms\x18\r \x01(\x01H\x00\x88\x01\x01\x1aY\n\rPicturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x37\n\x05value\x18\x02 \x01(\x0b\x32(.splitmesh.api.profile.v1.PictureProfile:\x02\x38\x01\x42\x0f\n\r_whole_p99_ms\"\xca\x06\n\nCutProfile\x12\x0f\n\x07tensors\x18\x01 \x03(\t\x12\x10\n\x08position\x18\x02 \x01(\x01\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x13\n\x0bhead_p90_ms\x18\x04 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x05 \x01(\x01\x12\x13\n\x0btail_p90_ms\x18\x06 \x01(\x01\x12\x10\n\x08measured\x18\x07 \x01(\x08\x12\x11\n\tlive_runs\x18\x08 \x01(\r\x12\x12\n\nhead_bytes\x18\t \x01(\x04\x12\x11\n\traw_bytes\x18\n \x01(\x04\x12G\n\nwire_bytes\x18\x0b \x03(\x0b\x32\x33.splitmesh.api.profile.v1.CutProfile.WireBytesEntry\x12\x45\n\tencode_ms\x18\x0c \x03(\x0b\x32\x32.splitmesh.api.profile.v1.CutProfile.EncodeMsEntry\x12\x45\n\tdecode_ms\x18\r \x03(\x0b\x32\x32.splitmesh.api.profile.v1.CutProfile.DecodeMsEntry\x12\x17\n\nescalation\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x46\n\tagreement\x18\x0f \x03(\x0b\x32\x33.splitmesh.api.profile.v1.CutProfile.AgreementEntry\x12\x14\n\x07leakage\x18\x10 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0bhead_p99_ms\x18\x11 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x0btail_p99_ms\x18\x12 \x01(\x01H\x03\x88\x01\x01\x1a\x30\n\x0eWireBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rEncodeMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rDecodeMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x30\n\x0e\x41greementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_escalationB\n\n\x08_leakageB\x0e\n\x0c_head_p99_msB\x0e\n\x0c_tail_p99_ms\"\xf2\x01\n\x0bNodeProfile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07sources\x18\x02 \x03(\x11\x12\x0f\n\x07head_ms\x18\x03 \x01(\x01\x12\x0f\n\x07tail_ms\x18\x04 \x01(\x01\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12H\n\nwire_bytes\x18\x06 \x03(\x0b\x32\x34.splitmesh.api.profile.v1.NodeProfile.WireBytesEntry\x12\x10\n\x08operator\x18\x07 \x01(\t\x1a\x30\n\x0eWireBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"p\n\x0ePictureProfile\x12\x12\n\nwire_bytes\x18\x01 \x01(\x04\x12\x11\n\tencode_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x16\n\tagreement\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_agreementb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,23 +46,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROFILEKEY']._serialized_start=68
   _globals['_PROFILEKEY']._serialized_end=162
   _globals['_PROFILE']._serialized_start=165
-  _globals['_PROFILE']._serialized_end=637
-  _globals['_PROFILE_PICTURESENTRY']._serialized_start=548
-  _globals['_PROFILE_PICTURESENTRY']._serialized_end=637
-  _globals['_CUTPROFILE']._serialized_start=640
-  _globals['_CUTPROFILE']._serialized_end=1398
-  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_start=1175
-  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_end=1223
-  _globals['_CUTPROFILE_ENCODEMSENTRY']._serialized_start=1225
-  _globals['_CUTPROFILE_ENCODEMSENTRY']._serialized_end=1272
-  _globals['_CUTPROFILE_DECODEMSENTRY']._serialized_start=1274
-  _globals['_CUTPROFILE_DECODEMSENTRY']._serialized_end=1321
-  _globals['_CUTPROFILE_AGREEMENTENTRY']._serialized_start=1323
-  _globals['_CUTPROFILE_AGREEMENTENTRY']._serialized_end=1371
-  _globals['_NODEPROFILE']._serialized_start=1401
-  _globals['_NODEPROFILE']._serialized_end=1643
-  _globals['_NODEPROFILE_WIREBYTESENTRY']._serialized_start=1175
-  _globals['_NODEPROFILE_WIREBYTESENTRY']._serialized_end=1223
-  _globals['_PICTUREPROFILE']._serialized_start=1645
-  _globals['_PICTUREPROFILE']._serialized_end=1757
+  _globals['_PROFILE']._serialized_end=681
+  _globals['_PROFILE_PICTURESENTRY']._serialized_start=575
+  _globals['_PROFILE_PICTURESENTRY']._serialized_end=664
+  _globals['_CUTPROFILE']._serialized_start=684
+  _globals['_CUTPROFILE']._serialized_end=1526
+  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_start=1271
+  _globals['_CUTPROFILE_WIREBYTESENTRY']._serialized_end=1319
+  _globals['_CUTPROFILE_ENCODEMSENTRY']._serialized_start=1321
+  _globals['_CUTPROFILE_ENCODEMSENTRY']._serialized_end=1368
+  _globals['_CUTPROFILE_DECODEMSENTRY']._serialized_start=1370
+  _globals['_CUTPROFILE_DECODEMSENTRY']._serialized_end=1417
+  _globals['_CUTPROFILE_AGREEMENTENTRY']._serialized_start=1419
+  _globals['_CUTPROFILE_AGREEMENTENTRY']._serialized_end=1467
+  _globals['_NODEPROFILE']._serialized_start=1529
+  _globals['_NODEPROFILE']._serialized_end=1771
+  _globals['_NODEPROFILE_WIREBYTESENTRY']._serialized_start=1271
+  _globals['_NODEPROFILE_WIREBYTESENTRY']._serialized_end=1319
+  _globals['_PICTUREPROFILE']._serialized_start=1773
+  _globals['_PICTUREPROFILE']._serialized_end=1885
 # @@protoc_insertion_point(module_scope)

@@ -97,6 +97,7 @@ class Profile(_message.Message):
     CALIBRATION_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    WHOLE_P99_MS_FIELD_NUMBER: _builtins.int
     whole_ms: _builtins.float
     """Median of the whole model as one session."""
     whole_p90_ms: _builtins.float
@@ -113,6 +114,8 @@ class Profile(_message.Message):
     """Processor, cores and runtime the times belong to."""
     complete: _builtins.bool
     """False: the budget ended first; measuring again goes on from here."""
+    whole_p99_ms: _builtins.float
+    """99th percentile of the whole model's runs, what a deadline has to reckon with; unset: not noted."""
     @_builtins.property
     def key(self) -> Global___ProfileKey:
         """Where and how."""
@@ -144,12 +147,15 @@ class Profile(_message.Message):
         calibration: _builtins.str = ...,
         host: _builtins.str = ...,
         complete: _builtins.bool = ...,
+        whole_p99_ms: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_whole_p99_ms", b"_whole_p99_ms", "key", b"key", "whole_p99_ms", b"whole_p99_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "complete", b"complete", "cuts", b"cuts", "host", b"host", "key", b"key", "nodes", b"nodes", "pictures", b"pictures", "repeats", b"repeats", "samples", b"samples", "whole_bytes", b"whole_bytes", "whole_ms", b"whole_ms", "whole_p90_ms", b"whole_p90_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_whole_p99_ms", b"_whole_p99_ms", "calibration", b"calibration", "complete", b"complete", "cuts", b"cuts", "host", b"host", "key", b"key", "nodes", b"nodes", "pictures", b"pictures", "repeats", b"repeats", "samples", b"samples", "whole_bytes", b"whole_bytes", "whole_ms", b"whole_ms", "whole_p90_ms", b"whole_p90_ms", "whole_p99_ms", b"whole_p99_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__whole_p99_ms: _TypeAlias = _typing.Literal["whole_p99_ms"]  # noqa: Y015
+    _WhichOneofArgType__whole_p99_ms: _TypeAlias = _typing.Literal["_whole_p99_ms", b"_whole_p99_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__whole_p99_ms) -> _WhichOneofReturnType__whole_p99_ms | None: ...
 
 Global___Profile: _TypeAlias = Profile  # noqa: Y015
 
@@ -255,6 +261,8 @@ class CutProfile(_message.Message):
     ESCALATION_FIELD_NUMBER: _builtins.int
     AGREEMENT_FIELD_NUMBER: _builtins.int
     LEAKAGE_FIELD_NUMBER: _builtins.int
+    HEAD_P99_MS_FIELD_NUMBER: _builtins.int
+    TAIL_P99_MS_FIELD_NUMBER: _builtins.int
     position: _builtins.float
     """Share of the model's arithmetic before the cut, 0..1."""
     head_ms: _builtins.float
@@ -277,6 +285,10 @@ class CutProfile(_message.Message):
     """Share of samples that an exit here would leave to the tail, 0..1; unset: none was tried."""
     leakage: _builtins.float
     """Similarity (SSIM) of the best known reconstruction of the picture from what crosses, 0..1; unset: unknown."""
+    head_p99_ms: _builtins.float
+    """The head, 99th percentile; unset: not noted."""
+    tail_p99_ms: _builtins.float
+    """The tail, 99th percentile; unset: not noted."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tensors of the cut."""
@@ -316,19 +328,29 @@ class CutProfile(_message.Message):
         escalation: _builtins.float | None = ...,
         agreement: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         leakage: _builtins.float | None = ...,
+        head_p99_ms: _builtins.float | None = ...,
+        tail_p99_ms: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_leakage", b"_leakage", "escalation", b"escalation", "leakage", b"leakage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_head_p99_ms", b"_head_p99_ms", "_leakage", b"_leakage", "_tail_p99_ms", b"_tail_p99_ms", "escalation", b"escalation", "head_p99_ms", b"head_p99_ms", "leakage", b"leakage", "tail_p99_ms", b"tail_p99_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_leakage", b"_leakage", "agreement", b"agreement", "decode_ms", b"decode_ms", "encode_ms", b"encode_ms", "escalation", b"escalation", "head_bytes", b"head_bytes", "head_ms", b"head_ms", "head_p90_ms", b"head_p90_ms", "leakage", b"leakage", "live_runs", b"live_runs", "measured", b"measured", "position", b"position", "raw_bytes", b"raw_bytes", "tail_ms", b"tail_ms", "tail_p90_ms", b"tail_p90_ms", "tensors", b"tensors", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_escalation", b"_escalation", "_head_p99_ms", b"_head_p99_ms", "_leakage", b"_leakage", "_tail_p99_ms", b"_tail_p99_ms", "agreement", b"agreement", "decode_ms", b"decode_ms", "encode_ms", b"encode_ms", "escalation", b"escalation", "head_bytes", b"head_bytes", "head_ms", b"head_ms", "head_p90_ms", b"head_p90_ms", "head_p99_ms", b"head_p99_ms", "leakage", b"leakage", "live_runs", b"live_runs", "measured", b"measured", "position", b"position", "raw_bytes", b"raw_bytes", "tail_ms", b"tail_ms", "tail_p90_ms", b"tail_p90_ms", "tail_p99_ms", b"tail_p99_ms", "tensors", b"tensors", "wire_bytes", b"wire_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__escalation: _TypeAlias = _typing.Literal["escalation"]  # noqa: Y015
     _WhichOneofArgType__escalation: _TypeAlias = _typing.Literal["_escalation", b"_escalation"]  # noqa: Y015
+    _WhichOneofReturnType__head_p99_ms: _TypeAlias = _typing.Literal["head_p99_ms"]  # noqa: Y015
+    _WhichOneofArgType__head_p99_ms: _TypeAlias = _typing.Literal["_head_p99_ms", b"_head_p99_ms"]  # noqa: Y015
     _WhichOneofReturnType__leakage: _TypeAlias = _typing.Literal["leakage"]  # noqa: Y015
     _WhichOneofArgType__leakage: _TypeAlias = _typing.Literal["_leakage", b"_leakage"]  # noqa: Y015
+    _WhichOneofReturnType__tail_p99_ms: _TypeAlias = _typing.Literal["tail_p99_ms"]  # noqa: Y015
+    _WhichOneofArgType__tail_p99_ms: _TypeAlias = _typing.Literal["_tail_p99_ms", b"_tail_p99_ms"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__escalation) -> _WhichOneofReturnType__escalation | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__head_p99_ms) -> _WhichOneofReturnType__head_p99_ms | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__leakage) -> _WhichOneofReturnType__leakage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_p99_ms) -> _WhichOneofReturnType__tail_p99_ms | None: ...
 
 Global___CutProfile: _TypeAlias = CutProfile  # noqa: Y015
 

@@ -673,6 +673,7 @@ class LiveTiming(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     MEDIAN_MS_FIELD_NUMBER: _builtins.int
     P90_MS_FIELD_NUMBER: _builtins.int
+    P99_MS_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     """Samples per run."""
     runs: _builtins.int
@@ -681,6 +682,8 @@ class LiveTiming(_message.Message):
     """Median of the recent ones, milliseconds per run."""
     p90_ms: _builtins.float
     """Ninth decile of the recent ones, milliseconds per run."""
+    p99_ms: _builtins.float
+    """99th percentile of the recent ones, milliseconds per run; 0 from nodes that do not tell it."""
     def __init__(
         self,
         *,
@@ -688,10 +691,11 @@ class LiveTiming(_message.Message):
         runs: _builtins.int = ...,
         median_ms: _builtins.float = ...,
         p90_ms: _builtins.float = ...,
+        p99_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "median_ms", b"median_ms", "p90_ms", b"p90_ms", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "median_ms", b"median_ms", "p90_ms", b"p90_ms", "p99_ms", b"p99_ms", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -786,6 +790,7 @@ class ProfileResponse(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    P99_MS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Who timed it."""
     median_ms: _builtins.float
@@ -800,6 +805,8 @@ class ProfileResponse(_message.Message):
     """Threads inside one operator."""
     host: _builtins.str
     """Processor, cores and runtime."""
+    p99_ms: _builtins.float
+    """99th percentile; of few runs the longest, nearly. 0 from nodes that do not tell it."""
     def __init__(
         self,
         *,
@@ -810,10 +817,11 @@ class ProfileResponse(_message.Message):
         backend: _builtins.str = ...,
         threads: _builtins.int = ...,
         host: _builtins.str = ...,
+        p99_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "host", b"host", "median_ms", b"median_ms", "node", b"node", "p90_ms", b"p90_ms", "runs", b"runs", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "host", b"host", "median_ms", b"median_ms", "node", b"node", "p90_ms", b"p90_ms", "p99_ms", b"p99_ms", "runs", b"runs", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

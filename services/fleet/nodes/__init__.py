@@ -1,0 +1,1 @@
+"""The hosts: who they are, what they serve, whose agent is connected."""

@@ -1,0 +1,1 @@
+"""What the applications of hosts may use: rules for targets, and what they mean for each host."""
