@@ -1803,8 +1803,8 @@ class Strategy(_message.Message):
 
     @_builtins.property
     def host_timeout(self) -> _duration_pb2.Duration:
-        """A host that does not serve the version after so long has failed; unset: 10 minutes. Hosts that are offline are waited for without a limit,
-        and do not hold up the next wave.
+        """A host that was told and does not serve the version after so long, connected or not, has failed; unset: 10 minutes. Hosts that were away
+        before they were told are waited for without a limit, and do not hold up the next wave while others of their wave serve.
         """
 
     @_builtins.property

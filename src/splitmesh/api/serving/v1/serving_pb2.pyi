@@ -471,7 +471,7 @@ class HostShare(_message.Message):
     model: _builtins.str
     """Model by name."""
     priority: _builtins.int
-    """How urgent its frames are, 0..9, as in SPLITMESH_PRIORITIES."""
+    """How urgent its frames are, 0..9, as in SPLITMESH_PRIORITIES; where there is not enough, its weight counts 1 + priority times."""
     cpu_weight: _builtins.float
     """Its part of the computing time beside the others' where there is not enough, greater than 0; 0: 1."""
     memory_bytes: _builtins.int
