@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from services.fleet.schema import open_database
 from services.fleet.values import Target
 from splitmesh.api.fleet.v1 import fleet_pb2 as pb
 from splitmesh.api.serving.v1 import serving_pb2
+from splitmesh.errors import MeshError, Reason
 from splitmesh.sql.database import Threads
 from splitmesh.sql.times import to_us
 from tests.support.fake_agent import hello
@@ -133,3 +135,52 @@ async def test_what_a_head_said_is_forgotten_when_it_is_gone(kind: str, tmp_path
             assert [one.node for one in directory.serving("edge-1")] == ["h-3"]
             await directory.arrive(hello(serving=[state("m", 2, "h-3"), nothing]))
             assert [one.node for one in directory.serving("edge-1")] == ["h-3"]
+
+
+async def test_a_host_that_is_just_coming_back_is_not_removed(tmp_path: Path) -> None:
+    async with opened("", tmp_path) as (directory, threads):
+        await directory.arrive(hello("a"))
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow_write_of_somebody_else(_connection: object) -> None:
+            begun.set()
+            assert go_on.wait(30)
+
+        slow = asyncio.create_task(threads.write(slow_write_of_somebody_else))
+        await asyncio.to_thread(begun.wait, 30)
+        arriving = asyncio.create_task(directory.arrive(hello("a")))
+        while not directory._writing:  # noqa: ASYNC110  the directory tells nobody that a hello waits for the disk
+            await asyncio.sleep(0)
+        with pytest.raises(MeshError) as refused:
+            await directory.remove("a", lambda _connection: None)
+        go_on.set()
+        await asyncio.gather(slow, arriving)
+        assert refused.value.reason is Reason.NODE_ONLINE
+        found = await threads.read(lambda connection: directory.hosts(connection, Target(every=True)))
+        assert [host.node for host in found] == ["a"]
+
+
+async def test_what_hosts_serve_is_written_again_after_a_failure_that_nobody_foresaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = open_database(FleetSettings(data_dir=tmp_path), lambda _error: None)
+    directory = Directory(threads, flush_s=0.001)
+    flushed, flush = asyncio.Event(), directory.flush
+
+    async def failing_once() -> None:
+        monkeypatch.setattr(directory, "flush", writing)
+        raise RuntimeError("a row that cannot be written")
+
+    async def writing() -> None:
+        await flush()
+        flushed.set()
+
+    monkeypatch.setattr(directory, "flush", failing_once)
+    await threads.start()
+    try:
+        await directory.start()
+        async with asyncio.timeout(20):
+            await flushed.wait()
+    finally:
+        await directory.stop()
+        await threads.stop()

@@ -68,6 +68,8 @@ class Directory:
         self._serving: _Serving = {}
         """None: no more."""
         self._coming: dict[str, fleet_pb2.Hello] = {}
+        self._writing: dict[str, fleet_pb2.Hello] = {}
+        """Those that have come and are not on disk yet."""
         self._arrived: asyncio.Future[None] | None = None
         self._arriving: asyncio.Task[None] | None = None
         self._flushing: asyncio.Task[None] | None = None
@@ -215,7 +217,7 @@ class Directory:
     async def remove(self, node: str, others: Callable[[Connection], None]) -> None:
         """Forgets it, and in the same transaction what ``others`` do; NODE_NOT_FOUND, NODE_ONLINE."""
         record = self.find(node)
-        if node in self._online or node in self._coming:
+        if node in self._online or node in self._coming or node in self._writing:
             raise MeshError(Reason.NODE_ONLINE, f"the agent of {node} is connected", metadata={"node": node})
 
         def work(connection: Connection) -> None:
@@ -262,7 +264,7 @@ class Directory:
     async def _write_arrivals(self) -> None:
         while self._arrived is not None:
             coming, done = self._coming, self._arrived
-            self._coming, self._arrived = {}, None
+            self._coming, self._arrived, self._writing = {}, None, coming
             now = self._now()
             fresh: list[NodeRecord] = []
             known: list[NodeRecord] = []
@@ -300,6 +302,8 @@ class Directory:
                 if not isinstance(error, MeshError):
                     log.exception("hosts could not be written")
                 continue
+            finally:
+                self._writing = {}
             for record in records:
                 before = self._records.get(record.node)
                 if before is not None:
@@ -341,3 +345,6 @@ class Directory:
                 await self.flush()
             except MeshError as error:
                 log.warning("what hosts serve was not written: %s", error.message)
+            except Exception:
+                # It is written the next time; a task that ended here would be missed by nobody.
+                log.exception("what hosts serve could not be written")
